@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The binary interface between frail.ko, Frail's BPF programs and its Go code:
+ * the only place that knows how an event, a layout or an ioctl looks in memory.
+ * Go's copies are generated from this file (make generate) and compared in CI.
+ *
+ * Every structure has the same layout on every x86-64 compiler: fixed-width
+ * members, each aligned to its own size, no implicit padding.
+ */
+#ifndef FRAIL_ABI_H
+#define FRAIL_ABI_H
+
+#ifdef __KERNEL__
+#include <linux/types.h>
+#include <linux/ioctl.h>
+#elif !defined(__VMLINUX_H__)
+#include <linux/types.h>
+#include <linux/ioctl.h>
+#endif
+
+#define FRAIL_ABI_VERSION 1
+
+/* TASK_COMM_LEN of every Linux guest. */
+#define FRAIL_COMM_LEN 16
+
+enum frail_event_kind {
+	FRAIL_EVENT_ENTER = 1,	/* a guest thread made a system call */
+	FRAIL_EVENT_EXIT = 2,	/* a system call returned through SYSRET */
+};
+
+/* The instruction a guest thread entered or left its kernel by. */
+enum frail_insn {
+	FRAIL_INSN_SYSCALL64 = 1,	/* SYSCALL in 64-bit code */
+	FRAIL_INSN_SYSCALL32 = 2,	/* SYSCALL in 32-bit code (AMD) */
+	FRAIL_INSN_SYSRET64 = 3,	/* SYSRET with REX.W */
+	FRAIL_INSN_SYSRET32 = 4,	/* SYSRET without REX.W */
+};
+
+enum frail_event_flags {
+	/* task, pid, tgid and comm are the guest's own. */
+	FRAIL_EVENT_IDENTITY = 1,
+	/* nr is known. Clear in an exit whose task's saved registers could not be read. */
+	FRAIL_EVENT_NR = 2,
+};
+
+/**
+ * struct frail_event - one system call entry or return of a guest thread
+ * @time: CLOCK_BOOTTIME of the host in ns; set by the BPF program, 0 in the tracepoint
+ * @vm: the VM's id, as FRAIL_IOC_ARM returned it
+ * @vcpu: the vCPU's index
+ * @kind: enum frail_event_kind
+ * @insn: enum frail_insn
+ * @flags: enum frail_event_flags
+ * @nr: the system call's number in the table @insn selects; -1 when unknown
+ * @args: the six arguments of an entry; zero in an exit
+ * @ret: the return value of an exit; zero in an entry
+ * @ip: user address of the instruction after the call
+ * @sp: user stack pointer
+ * @cr3: the guest's CR3, with its PCID and PTI bits
+ * @task: address of the guest's struct task_struct; 0 without identity
+ * @pid: the thread's id in the guest's initial pid namespace; 0 without identity
+ * @tgid: the process's id, likewise
+ * @comm: the thread's name, NUL-padded
+ */
+struct frail_event {
+	__u64 time;
+	__u32 vm;
+	__u32 vcpu;
+	__u16 kind;
+	__u16 insn;
+	__u32 flags;
+	__s64 nr;
+	__u64 args[6];
+	__s64 ret;
+	__u64 ip;
+	__u64 sp;
+	__u64 cr3;
+	__u64 task;
+	__s32 pid;
+	__s32 tgid;
+	__u8 comm[FRAIL_COMM_LEN];
+};
+
+/* Exits of an armed VM. */
+enum frail_exits {
+	FRAIL_EXITS_BOTH = 0,	/* SYSCALL and SYSRET trap */
+};
+
+/**
+ * struct frail_arm - FRAIL_IOC_ARM's argument, on /dev/frail
+ * @size: sizeof(struct frail_arm)
+ * @kvm_fd: a KVM VM descriptor of the caller
+ * @exits: enum frail_exits
+ * @vm: out: the VM's id, never used again while the module stays loaded
+ *
+ * The ioctl returns a VM descriptor; closing its last copy disarms the VM.
+ * EINVAL: a bad size or mode, or not a KVM VM; EBUSY: armed already;
+ * EOPNOTSUPP: a VM that cannot be traced (the reason is in the kernel log).
+ */
+struct frail_arm {
+	__u32 size;
+	__s32 kvm_fd;
+	__u32 exits;
+	__u32 vm;
+};
+
+/**
+ * struct frail_layout - FRAIL_IOC_SET_LAYOUT's argument, on a VM descriptor
+ * @size: sizeof(struct frail_layout)
+ * @task_pid: offset of task_struct.pid
+ * @task_tgid: offset of task_struct.tgid
+ * @task_comm: offset of task_struct.comm
+ * @task_stack: offset of task_struct.stack
+ * @thread_size: bytes of a kernel stack
+ * @pt_regs_size: sizeof(struct pt_regs)
+ * @pt_regs_orig_ax: offset of pt_regs.orig_ax
+ * @lstar: the LSTAR this layout belongs to; identity is read only while the
+ *	vCPU's LSTAR equals it
+ * @current_task: the per-CPU symbol to add to KERNEL_GS_BASE
+ * @direct_map: first virtual address of the direct map (page_offset_base)
+ * @direct_map_size: bytes of guest-physical address space it covers
+ */
+struct frail_layout {
+	__u32 size;
+	__u32 task_pid;
+	__u32 task_tgid;
+	__u32 task_comm;
+	__u32 task_stack;
+	__u32 thread_size;
+	__u32 pt_regs_size;
+	__u32 pt_regs_orig_ax;
+	__u64 lstar;
+	__u64 current_task;
+	__u64 direct_map;
+	__u64 direct_map_size;
+};
+
+/**
+ * struct frail_status - FRAIL_IOC_STATUS's result, on a VM descriptor
+ * @size: in: sizeof(struct frail_status)
+ * @vm: the VM's id
+ * @generation: rises each time a vCPU's first system call under a new LSTAR is
+ *	trapped, so once per guest kernel start; 0: no system call yet. poll()
+ *	reports POLLPRI while it differs from what the last FRAIL_IOC_STATUS returned
+ * @vcpus: vCPUs the VM has
+ * @armed_vcpus: of those, how many have system-call trapping in hardware now
+ * @lstar: LSTAR of the newest generation
+ * @kernel_gs_base: KERNEL_GS_BASE at that trap
+ * @cr3: CR3 at that trap
+ * @enters: system calls trapped
+ * @exits: SYSRETs trapped
+ * @refetches: traps whose instruction could not be read and were run again
+ * @identity_misses: events without identity although a layout is set
+ */
+struct frail_status {
+	__u32 size;
+	__u32 vm;
+	__u32 generation;
+	__u32 vcpus;
+	__u32 armed_vcpus;
+	__u32 pad;
+	__u64 lstar;
+	__u64 kernel_gs_base;
+	__u64 cr3;
+	__u64 enters;
+	__u64 exits;
+	__u64 refetches;
+	__u64 identity_misses;
+};
+
+enum frail_ioctl {
+	FRAIL_IOC_ARM = _IOWR('F', 1, struct frail_arm),
+	FRAIL_IOC_SET_LAYOUT = _IOW('F', 2, struct frail_layout),
+	FRAIL_IOC_STATUS = _IOWR('F', 3, struct frail_status),
+};
+
+/* How a tracer's BPF program lost an event. */
+enum frail_loss {
+	FRAIL_LOSS_RING_FULL = 0,	/* the ring buffer had no room */
+	FRAIL_LOSS_READ_FAULT = 1,	/* the tracepoint's event could not be read */
+	FRAIL_LOSS_CAUSES = 2,
+};
+
+#endif

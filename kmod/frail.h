@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the files of frail.ko share. */
+#ifndef FRAIL_H
+#define FRAIL_H
+
+#include <linux/kref.h>
+#include <linux/kvm_host.h>
+#include <linux/rcupdate.h>
+#include <linux/spinlock.h>
+#include <linux/task_work.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "compat.h"
+#include "frail_abi.h"
+
+#define FRAIL_NAME "frail"
+
+/*
+ * KVM's functions, none of them imported: newer kernels export them to their
+ * own vendor modules only. Resolved when the module loads, one list for all.
+ */
+#define FRAIL_KVM_SYMBOLS(S)							\
+	S(bool, file_is_kvm, (struct file *file))				\
+	S(void, kvm_get_kvm, (struct kvm *kvm))					\
+	S(void, kvm_put_kvm, (struct kvm *kvm))					\
+	S(void, vcpu_load, (struct kvm_vcpu *vcpu))				\
+	S(void, vcpu_put, (struct kvm_vcpu *vcpu))				\
+	S(struct kvm_vcpu *, kvm_get_running_vcpu, (void))			\
+	S(int, kvm_vcpu_read_guest_page, (struct kvm_vcpu *vcpu, gfn_t gfn,	\
+		void *data, int offset, int len))				\
+	S(int, kvm_read_guest_virt, (struct kvm_vcpu *vcpu, gva_t addr,		\
+		void *val, unsigned int bytes, struct x86_exception *e))	\
+	S(unsigned long, kvm_get_rflags, (struct kvm_vcpu *vcpu))		\
+	S(void, kvm_set_rflags, (struct kvm_vcpu *vcpu, unsigned long rflags))	\
+	S(void, kvm_queue_exception_e, (struct kvm_vcpu *vcpu, unsigned int nr,	\
+		u32 error_code))						\
+	S(void, kvm_queue_exception_p, (struct kvm_vcpu *vcpu, unsigned int nr,	\
+		unsigned long payload))						\
+	S(void, kvm_inject_emulated_page_fault, (struct kvm_vcpu *vcpu,		\
+		struct x86_exception *fault))					\
+	S(int, handle_ud, (struct kvm_vcpu *vcpu))				\
+	S(int, task_work_add, (struct task_struct *task,			\
+		struct callback_head *work, enum task_work_notify_mode notify))
+
+struct frail_symbols {
+#define S(ret, name, args) ret (*name) args;
+	FRAIL_KVM_SYMBOLS(S)
+#undef S
+	struct kvm_x86_ops *ops;
+	struct module *vendor;
+};
+
+extern struct frail_symbols kvmsym;
+
+int frail_symbols_resolve(void);
+void frail_symbols_release(void);
+
+/* The system call a guest task is in: which one it made last. */
+struct frail_call {
+	u64 task;
+	s32 nr;
+	u32 insn;
+};
+
+/* Power of two; a VM has two calls in flight per bucket before one is forgotten. */
+#define FRAIL_CALL_BUCKETS 2048
+#define FRAIL_CALL_WAYS 2
+
+struct frail_bucket {
+	spinlock_t lock;
+	u32 victim;
+	struct frail_call call[FRAIL_CALL_WAYS];
+};
+
+/* A vCPU of an armed VM; written by the vCPU's own thread except where noted. */
+struct frail_vcpu {
+	struct frail_vm *vm;
+	struct callback_head work;	/* resync on the vCPU's thread */
+	bool work_queued;		/* under frail_vm.sync_lock */
+	bool synced;			/* under frail_vm.sync_lock */
+	bool trapping;			/* EFER.SCE is clear in hardware */
+	u8 refetches;			/* in a row, at refetch_ip */
+	unsigned long refetch_ip;
+	u64 enters;
+	u64 exits;
+	u64 refetch_total;
+	u64 identity_misses;
+};
+
+enum frail_state {
+	FRAIL_ARMED,
+	FRAIL_DISARMING,	/* emulates what is still trapped, tells nobody */
+};
+
+struct frail_vm {
+	struct hlist_node node;
+	struct kvm *kvm;
+	u32 id;
+	enum frail_state state;
+	struct delayed_work free_work;
+
+	/* Bringing vCPUs in line with @state. */
+	spinlock_t sync_lock;
+	wait_queue_head_t sync_wait;
+
+	/* What poll() and FRAIL_IOC_STATUS tell. */
+	spinlock_t status_lock;
+	wait_queue_head_t status_wait;
+	u32 generation;
+	u32 generation_seen;
+	u64 lstar;
+	u64 kernel_gs_base;
+	u64 cr3;
+	bool layout_valid;		/* @layout is of this generation's kernel */
+
+	struct mutex layout_lock;
+	struct frail_layout __rcu *layout;	/* readers hold kvm->srcu */
+
+	struct frail_bucket *calls;
+	struct frail_vcpu vcpus[KVM_MAX_VCPUS];
+};
+
+/* vm.c */
+int frail_vms_init(void);
+void frail_vms_exit(void);
+struct file *frail_arm(struct frail_arm *arm);
+struct frail_vm *frail_vm_find(struct kvm *kvm);
+void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar);
+int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original);
+
+/* hook.c */
+int frail_hooks_install(void);
+void frail_hooks_remove(void);
+int frail_call_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original);
+
+/* emulate.c */
+int frail_handle_ud(struct kvm_vcpu *vcpu);
+
+/* identity.c */
+void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+		    struct frail_event *ev);
+void frail_call_enter(struct frail_vm *vm, const struct frail_event *ev);
+void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);
+
+/* Reads register @reg of the vCPU, wherever KVM keeps it at the moment. */
+static inline unsigned long frail_reg(struct kvm_vcpu *vcpu, int reg)
+{
+	if (!frail_reg_cached(vcpu, reg))
+		kvmsym.ops->cache_reg(vcpu, reg);
+	return vcpu->arch.regs[reg];
+}
+
+static inline void frail_set_reg(struct kvm_vcpu *vcpu, int reg, unsigned long val)
+{
+	vcpu->arch.regs[reg] = val;
+	frail_reg_set_dirty(vcpu, reg);
+}
+
+static inline u64 frail_cr3(struct kvm_vcpu *vcpu)
+{
+	if (!frail_reg_cached(vcpu, VCPU_EXREG_CR3))
+		kvmsym.ops->cache_reg(vcpu, VCPU_EXREG_CR3);
+	return vcpu->arch.cr3;
+}
+
+/* Reads an MSR the guest owns; 0 where the vCPU has none by that number. */
+static inline u64 frail_msr(struct kvm_vcpu *vcpu, u32 index)
+{
+	struct msr_data msr = { .index = index, .host_initiated = true };
+
+	return kvmsym.ops->get_msr(vcpu, &msr) ? 0 : msr.data;
+}
+
+#endif

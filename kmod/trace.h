@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#undef TRACE_SYSTEM
+#define TRACE_SYSTEM frail
+
+#if !defined(FRAIL_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
+#define FRAIL_TRACE_H
+
+#include <linux/tracepoint.h>
+#include "frail_abi.h"
+
+/*
+ * The two names are unique in the kernel: a raw tracepoint is looked up by name
+ * alone, built-in ones first. BPF programs get the struct frail_event itself.
+ */
+
+/* A guest thread made a system call. */
+TRACE_EVENT(guest_sys_enter,
+	TP_PROTO(const struct frail_event *ev),
+	TP_ARGS(ev),
+	TP_STRUCT__entry(
+		__field(u32, vm)
+		__field(u32, vcpu)
+		__field(u16, insn)
+		__field(u32, flags)
+		__field(s64, nr)
+		__array(u64, args, 6)
+		__field(u64, ip)
+		__field(u64, sp)
+		__field(u64, cr3)
+		__field(u64, task)
+		__field(s32, pid)
+		__field(s32, tgid)
+		__array(char, comm, FRAIL_COMM_LEN)
+	),
+	TP_fast_assign(
+		__entry->vm = ev->vm;
+		__entry->vcpu = ev->vcpu;
+		__entry->insn = ev->insn;
+		__entry->flags = ev->flags;
+		__entry->nr = ev->nr;
+		memcpy(__entry->args, ev->args, sizeof(__entry->args));
+		__entry->ip = ev->ip;
+		__entry->sp = ev->sp;
+		__entry->cr3 = ev->cr3;
+		__entry->task = ev->task;
+		__entry->pid = ev->pid;
+		__entry->tgid = ev->tgid;
+		memcpy(__entry->comm, ev->comm, FRAIL_COMM_LEN);
+	),
+	TP_printk("vm=%u vcpu=%u insn=%u pid=%d tgid=%d comm=%.16s nr=%lld args=(%llx, %llx, %llx, %llx, %llx, %llx) ip=%llx sp=%llx cr3=%llx task=%llx",
+		  __entry->vm, __entry->vcpu, __entry->insn, __entry->pid,
+		  __entry->tgid, __entry->comm, __entry->nr,
+		  __entry->args[0], __entry->args[1], __entry->args[2],
+		  __entry->args[3], __entry->args[4], __entry->args[5],
+		  __entry->ip, __entry->sp, __entry->cr3, __entry->task)
+);
+
+/* A system call returned to a guest thread through SYSRET. */
+TRACE_EVENT(guest_sys_exit,
+	TP_PROTO(const struct frail_event *ev),
+	TP_ARGS(ev),
+	TP_STRUCT__entry(
+		__field(u32, vm)
+		__field(u32, vcpu)
+		__field(u16, insn)
+		__field(u32, flags)
+		__field(s64, nr)
+		__field(s64, ret)
+		__field(u64, ip)
+		__field(u64, sp)
+		__field(u64, cr3)
+		__field(u64, task)
+		__field(s32, pid)
+		__field(s32, tgid)
+		__array(char, comm, FRAIL_COMM_LEN)
+	),
+	TP_fast_assign(
+		__entry->vm = ev->vm;
+		__entry->vcpu = ev->vcpu;
+		__entry->insn = ev->insn;
+		__entry->flags = ev->flags;
+		__entry->nr = ev->nr;
+		__entry->ret = ev->ret;
+		__entry->ip = ev->ip;
+		__entry->sp = ev->sp;
+		__entry->cr3 = ev->cr3;
+		__entry->task = ev->task;
+		__entry->pid = ev->pid;
+		__entry->tgid = ev->tgid;
+		memcpy(__entry->comm, ev->comm, FRAIL_COMM_LEN);
+	),
+	TP_printk("vm=%u vcpu=%u insn=%u pid=%d tgid=%d comm=%.16s nr=%lld ret=%lld ip=%llx sp=%llx cr3=%llx task=%llx",
+		  __entry->vm, __entry->vcpu, __entry->insn, __entry->pid,
+		  __entry->tgid, __entry->comm, __entry->nr, __entry->ret,
+		  __entry->ip, __entry->sp, __entry->cr3, __entry->task)
+);
+
+#endif
+
+#undef TRACE_INCLUDE_PATH
+#define TRACE_INCLUDE_PATH .
+#undef TRACE_INCLUDE_FILE
+#define TRACE_INCLUDE_FILE trace
+#include <trace/define_trace.h>

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Armed VMs: arming, disarming, the VM descriptor. */
+#include <linux/anon_inodes.h>
+#include <linux/file.h>
+#include <linux/hashtable.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/sched/task.h>
+#include <linux/srcu.h>
+#include <linux/uaccess.h>
+
+#include "frail.h"
+
+/* How long arming and closing wait for vCPUs before they leave it to their threads. */
+#define SYNC_WAIT	(2 * HZ)
+#define SYNC_RETRY	(HZ / 50)
+#define FREE_RETRY	(HZ / 10)
+
+/* No offset in a task_struct comes near this. */
+#define LAYOUT_OFFSET_MAX	SZ_64K
+/* x86 has at most 52 bits of physical address. */
+#define LAYOUT_SPAN_MAX		BIT_ULL(52)
+
+/* Lookups run under RCU; what they find lives as long as kvm->srcu or efer_srcu. */
+static DEFINE_HASHTABLE(vms, 8);
+/* Adding and removing VMs, and with the first and last the hooks. */
+static DEFINE_MUTEX(vms_lock);
+static unsigned int vms_count;
+static u32 last_id;
+
+/* Held while set_efer runs for any VM: it may sleep, below a frame of ours. */
+DEFINE_STATIC_SRCU(efer_srcu);
+
+static struct workqueue_struct *free_queue;
+
+/**
+ * frail_vm_find() - the armed VM that @kvm is, or NULL
+ * @kvm: any VM
+ *
+ * The caller holds @kvm->srcu or efer_srcu for as long as it uses the result.
+ */
+struct frail_vm *frail_vm_find(struct kvm *kvm)
+{
+	struct frail_vm *vm, *found = NULL;
+
+	rcu_read_lock();
+	hash_for_each_possible_rcu(vms, vm, node, (unsigned long)kvm) {
+		if (vm->kvm == kvm) {
+			found = vm;
+			break;
+		}
+	}
+	rcu_read_unlock();
+	return found;
+}
+
+/**
+ * frail_vcpu_set_efer() - KVM sets a vCPU's EFER
+ * @vcpu: a vCPU of any VM, loaded
+ * @efer: what the guest or user space asked for
+ * @original: the rest of set_efer
+ *
+ * While the VM is armed the hardware gets SCE clear and vcpu->arch.efer, the
+ * truth that the guest, user space and migration see, keeps it. A guest's guest
+ * runs with its own.
+ *
+ * Return: what set_efer returns.
+ */
+int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original)
+{
+	u64 old = vcpu->arch.efer;
+	struct frail_vm *vm;
+	bool trap;
+	int idx, ret;
+
+	idx = srcu_read_lock(&efer_srcu);
+	vm = frail_vm_find(vcpu->kvm);
+	trap = vm && READ_ONCE(vm->state) == FRAIL_ARMED && (efer & EFER_SCE) &&
+	       !frail_is_guest_mode(vcpu);
+	ret = frail_call_set_efer(vcpu, trap ? efer & ~EFER_SCE : efer, original);
+	if (!ret && trap)
+		vcpu->arch.efer |= EFER_SCE;
+	/* A vCPU under construction has no index yet. */
+	if (!ret && vm && kvm_get_vcpu(vcpu->kvm, vcpu->vcpu_idx) == vcpu) {
+		vm->vcpus[vcpu->vcpu_idx].trapping = trap;
+		/* A reset: the next kernel may come up at the same address. */
+		if ((old & EFER_SCE) && !(efer & EFER_SCE) && !frail_is_guest_mode(vcpu)) {
+			spin_lock(&vm->status_lock);
+			vm->lstar = 0;
+			vm->layout_valid = false;
+			spin_unlock(&vm->status_lock);
+		}
+	}
+	srcu_read_unlock(&efer_srcu, idx);
+	return ret;
+}
+
+/* Writes the EFER of a loaded vCPU anew, through the hook. */
+static void rewrite_efer(struct kvm_vcpu *vcpu)
+{
+	kvmsym.ops->set_efer(vcpu, vcpu->arch.efer);
+}
+
+/* Rewrites EFER of a vCPU that no thread is running at the moment. */
+static bool rewrite_idle(struct kvm_vcpu *vcpu)
+{
+	if (!mutex_trylock(&vcpu->mutex))
+		return false;
+	kvmsym.vcpu_load(vcpu);
+	rewrite_efer(vcpu);
+	kvmsym.vcpu_put(vcpu);
+	mutex_unlock(&vcpu->mutex);
+	return true;
+}
+
+static void rewrite_on_thread(struct callback_head *work)
+{
+	struct frail_vcpu *fv = container_of(work, struct frail_vcpu, work);
+	struct frail_vm *vm = fv->vm;
+	struct kvm_vcpu *vcpu = kvm_get_vcpu(vm->kvm, fv - vm->vcpus);
+	bool done = true;
+
+	if (kvmsym.kvm_get_running_vcpu() == vcpu)
+		rewrite_efer(vcpu);
+	else
+		done = rewrite_idle(vcpu);
+
+	/* The last use of @vm: it may be freed once this lock is dropped. */
+	spin_lock(&vm->sync_lock);
+	fv->work_queued = false;
+	if (done)
+		fv->synced = true;
+	wake_up_all(&vm->sync_wait);
+	spin_unlock(&vm->sync_lock);
+}
+
+/*
+ * Asks the thread that runs the vCPU to rewrite its EFER. TWA_SIGNAL takes it out
+ * of guest mode or a halt; the thread sees no signal and KVM_RUN does not return.
+ */
+static void queue_on_thread(struct frail_vcpu *fv, struct kvm_vcpu *vcpu)
+{
+	struct task_struct *task;
+
+	spin_lock(&fv->vm->sync_lock);
+	if (fv->work_queued) {
+		spin_unlock(&fv->vm->sync_lock);
+		return;
+	}
+	fv->work_queued = true;
+	spin_unlock(&fv->vm->sync_lock);
+
+	rcu_read_lock();
+	task = get_pid_task(rcu_dereference(vcpu->pid), PIDTYPE_PID);
+	rcu_read_unlock();
+	if (task) {
+		init_task_work(&fv->work, rewrite_on_thread);
+		if (!kvmsym.task_work_add(task, &fv->work, TWA_SIGNAL)) {
+			put_task_struct(task);
+			return;
+		}
+		put_task_struct(task);
+	}
+	spin_lock(&fv->vm->sync_lock);
+	fv->work_queued = false;
+	spin_unlock(&fv->vm->sync_lock);
+}
+
+/* Every vCPU follows vm->state, and no work of ours is left on a thread. */
+static bool all_synced(struct frail_vm *vm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	bool all = true;
+
+	spin_lock(&vm->sync_lock);
+	kvm_for_each_vcpu(i, vcpu, vm->kvm)
+		all &= vm->vcpus[i].synced && !vm->vcpus[i].work_queued;
+	spin_unlock(&vm->sync_lock);
+	return all;
+}
+
+/* Brings each vCPU that does not follow vm->state in line, or asks its thread to. */
+static void sync_step(struct frail_vm *vm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	kvm_for_each_vcpu(i, vcpu, vm->kvm) {
+		struct frail_vcpu *fv = &vm->vcpus[i];
+
+		if (READ_ONCE(fv->synced))
+			continue;
+		if (!rewrite_idle(vcpu)) {
+			queue_on_thread(fv, vcpu);
+			continue;
+		}
+		spin_lock(&vm->sync_lock);
+		fv->synced = true;
+		spin_unlock(&vm->sync_lock);
+	}
+}
+
+/* Brings all vCPUs in line with vm->state; false: some thread has not come round yet. */
+static bool sync_vcpus(struct frail_vm *vm)
+{
+	unsigned long deadline = jiffies + SYNC_WAIT;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	spin_lock(&vm->sync_lock);
+	kvm_for_each_vcpu(i, vcpu, vm->kvm)
+		vm->vcpus[i].synced = false;
+	spin_unlock(&vm->sync_lock);
+
+	do {
+		sync_step(vm);
+		if (wait_event_timeout(vm->sync_wait, all_synced(vm), SYNC_RETRY))
+			return true;
+	} while (time_before(jiffies, deadline));
+	return false;
+}
+
+/* Lets go of a VM whose vCPUs all run untrapped. */
+static void vm_free(struct frail_vm *vm)
+{
+	mutex_lock(&vms_lock);
+	hash_del_rcu(&vm->node);
+	synchronize_rcu();
+	synchronize_srcu(&vm->kvm->srcu);
+	synchronize_srcu(&efer_srcu);
+	if (!--vms_count) {
+		frail_hooks_remove();
+		/* Threads that passed a trampoline before it went, and their return. */
+		synchronize_srcu(&efer_srcu);
+		synchronize_rcu_tasks();
+	}
+	mutex_unlock(&vms_lock);
+
+	kvmsym.kvm_put_kvm(vm->kvm);
+	kfree(rcu_dereference_protected(vm->layout, true));
+	kvfree(vm->calls);
+	kvfree(vm);
+	/* The exit function waits for free_queue, so this code outlives the reference. */
+	module_put(THIS_MODULE);
+}
+
+static void vm_free_work(struct work_struct *work)
+{
+	struct frail_vm *vm = container_of(to_delayed_work(work), struct frail_vm, free_work);
+
+	if (!all_synced(vm)) {
+		sync_step(vm);
+		queue_delayed_work(free_queue, &vm->free_work, FREE_RETRY);
+		return;
+	}
+	vm_free(vm);
+}
+
+/*
+ * Closing the VM descriptor disarms. Once this returns no event of the VM is
+ * reported; a vCPU that cannot be reached yet (its thread is stopped, say) goes
+ * on being emulated until it can.
+ */
+static int vm_release(struct inode *inode, struct file *file)
+{
+	struct frail_vm *vm = file->private_data;
+
+	WRITE_ONCE(vm->state, FRAIL_DISARMING);
+	synchronize_srcu(&vm->kvm->srcu);
+	sync_vcpus(vm);
+	queue_delayed_work(free_queue, &vm->free_work, 0);
+	return 0;
+}
+
+/**
+ * frail_vm_new_kernel() - a vCPU made its first system call under a new LSTAR
+ * @vm: its VM
+ * @vcpu: the vCPU
+ * @lstar: its LSTAR
+ */
+void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
+{
+	u64 gs = frail_msr(vcpu, MSR_KERNEL_GS_BASE);
+	u64 cr3 = frail_cr3(vcpu);
+
+	spin_lock(&vm->status_lock);
+	if (vm->lstar != lstar) {
+		WRITE_ONCE(vm->lstar, lstar);
+		vm->kernel_gs_base = gs;
+		vm->cr3 = cr3;
+		vm->layout_valid = false;
+		vm->generation++;
+	}
+	spin_unlock(&vm->status_lock);
+	wake_up_interruptible(&vm->status_wait);
+}
+
+static __poll_t vm_poll(struct file *file, poll_table *wait)
+{
+	struct frail_vm *vm = file->private_data;
+
+	poll_wait(file, &vm->status_wait, wait);
+	return READ_ONCE(vm->generation) != READ_ONCE(vm->generation_seen) ? EPOLLPRI : 0;
+}
+
+static long vm_status(struct frail_vm *vm, struct frail_status __user *arg)
+{
+	struct frail_status s = {};
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	u32 size;
+
+	if (get_user(size, &arg->size))
+		return -EFAULT;
+	if (size != sizeof(s))
+		return -EINVAL;
+
+	s.size = sizeof(s);
+	s.vm = vm->id;
+	kvm_for_each_vcpu(i, vcpu, vm->kvm) {
+		const struct frail_vcpu *fv = &vm->vcpus[i];
+
+		s.vcpus++;
+		s.armed_vcpus += READ_ONCE(fv->trapping);
+		s.enters += READ_ONCE(fv->enters);
+		s.exits += READ_ONCE(fv->exits);
+		s.refetches += READ_ONCE(fv->refetch_total);
+		s.identity_misses += READ_ONCE(fv->identity_misses);
+	}
+	spin_lock(&vm->status_lock);
+	s.generation = vm->generation;
+	s.lstar = vm->lstar;
+	s.kernel_gs_base = vm->kernel_gs_base;
+	s.cr3 = vm->cr3;
+	vm->generation_seen = vm->generation;
+	spin_unlock(&vm->status_lock);
+	return copy_to_user(arg, &s, sizeof(s)) ? -EFAULT : 0;
+}
+
+static long vm_set_layout(struct frail_vm *vm, const struct frail_layout __user *arg)
+{
+	struct frail_layout *l, *old;
+	long ret = 0;
+
+	l = memdup_user(arg, sizeof(*l));
+	if (IS_ERR(l))
+		return PTR_ERR(l);
+	if (l->size != sizeof(*l) ||
+	    l->task_pid > LAYOUT_OFFSET_MAX || l->task_tgid > LAYOUT_OFFSET_MAX ||
+	    l->task_comm > LAYOUT_OFFSET_MAX || !l->lstar ||
+	    l->direct_map_size > LAYOUT_SPAN_MAX) {
+		kfree(l);
+		return -EINVAL;
+	}
+
+	mutex_lock(&vm->layout_lock);
+	spin_lock(&vm->status_lock);
+	if (l->lstar == vm->lstar)
+		vm->layout_valid = false;
+	else
+		ret = -ESTALE;
+	spin_unlock(&vm->status_lock);
+	if (ret) {
+		mutex_unlock(&vm->layout_lock);
+		kfree(l);
+		return ret;
+	}
+	old = rcu_replace_pointer(vm->layout, l, lockdep_is_held(&vm->layout_lock));
+	spin_lock(&vm->status_lock);
+	vm->layout_valid = l->lstar == vm->lstar;
+	spin_unlock(&vm->status_lock);
+	mutex_unlock(&vm->layout_lock);
+
+	synchronize_srcu(&vm->kvm->srcu);
+	kfree(old);
+	return 0;
+}
+
+static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct frail_vm *vm = file->private_data;
+
+	switch (cmd) {
+	case FRAIL_IOC_STATUS:
+		return vm_status(vm, (struct frail_status __user *)arg);
+	case FRAIL_IOC_SET_LAYOUT:
+		return vm_set_layout(vm, (const struct frail_layout __user *)arg);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static const struct file_operations vm_fops = {
+	.owner = THIS_MODULE,
+	.release = vm_release,
+	.poll = vm_poll,
+	.unlocked_ioctl = vm_ioctl,
+	.llseek = noop_llseek,
+};
+
+static struct frail_vm *vm_alloc(struct kvm *kvm)
+{
+	struct frail_vm *vm = kvzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
+	int i;
+
+	if (!vm)
+		return NULL;
+	vm->calls = kvcalloc(FRAIL_CALL_BUCKETS, sizeof(*vm->calls), GFP_KERNEL_ACCOUNT);
+	if (!vm->calls) {
+		kvfree(vm);
+		return NULL;
+	}
+	for (i = 0; i < FRAIL_CALL_BUCKETS; i++)
+		spin_lock_init(&vm->calls[i].lock);
+	for (i = 0; i < KVM_MAX_VCPUS; i++)
+		vm->vcpus[i].vm = vm;
+	vm->kvm = kvm;
+	vm->state = FRAIL_ARMED;
+	spin_lock_init(&vm->sync_lock);
+	spin_lock_init(&vm->status_lock);
+	mutex_init(&vm->layout_lock);
+	init_waitqueue_head(&vm->sync_wait);
+	init_waitqueue_head(&vm->status_wait);
+	INIT_DELAYED_WORK(&vm->free_work, vm_free_work);
+	return vm;
+}
+
+/* Why a VM cannot be traced, or NULL. */
+static const char *refusal(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		if (vcpu->arch.guest_state_protected)
+			return "its vCPU state is encrypted (SEV-ES, SEV-SNP or TDX)";
+	return NULL;
+}
+
+/**
+ * frail_arm() - arm the VM behind a KVM descriptor
+ * @arm: FRAIL_IOC_ARM's argument
+ *
+ * Sets @arm->vm. On return every vCPU that runs traps its system calls; one whose
+ * thread is stopped does before it runs guest code again.
+ *
+ * Return: the VM descriptor, or an error as struct frail_arm documents.
+ */
+struct file *frail_arm(struct frail_arm *arm)
+{
+	struct file *kvm_file, *file;
+	struct frail_vm *vm;
+	const char *why;
+	struct kvm *kvm;
+	int err;
+
+	kvm_file = fget(arm->kvm_fd);
+	if (!kvm_file)
+		return ERR_PTR(-EBADF);
+	if (!kvmsym.file_is_kvm(kvm_file)) {
+		fput(kvm_file);
+		return ERR_PTR(-EINVAL);
+	}
+	kvm = kvm_file->private_data;
+	kvmsym.kvm_get_kvm(kvm);
+	fput(kvm_file);
+
+	why = refusal(kvm);
+	if (why) {
+		pr_notice("VM of process %d not traced: %s\n", kvm->userspace_pid, why);
+		err = -EOPNOTSUPP;
+		goto put_kvm;
+	}
+	vm = vm_alloc(kvm);
+	if (!vm) {
+		err = -ENOMEM;
+		goto put_kvm;
+	}
+
+	mutex_lock(&vms_lock);
+	if (frail_vm_find(kvm)) {
+		err = -EBUSY;
+		goto unlock;
+	}
+	if (!vms_count) {
+		err = frail_hooks_install();
+		if (err)
+			goto unlock;
+	}
+	file = anon_inode_getfile("frail-vm", &vm_fops, vm, O_RDWR);
+	if (IS_ERR(file)) {
+		err = PTR_ERR(file);
+		if (!vms_count)
+			frail_hooks_remove();
+		goto unlock;
+	}
+	/* vm_free() drops it; the descriptor's own reference goes before that runs. */
+	__module_get(THIS_MODULE);
+	vms_count++;
+	vm->id = ++last_id;
+	arm->vm = vm->id;
+	hash_add_rcu(vms, &vm->node, (unsigned long)kvm);
+	mutex_unlock(&vms_lock);
+
+	sync_vcpus(vm);
+	return file;
+
+unlock:
+	mutex_unlock(&vms_lock);
+	kvfree(vm->calls);
+	kvfree(vm);
+put_kvm:
+	kvmsym.kvm_put_kvm(kvm);
+	return ERR_PTR(err);
+}
+
+int frail_vms_init(void)
+{
+	free_queue = alloc_workqueue("frail", 0, 0);
+	return free_queue ? 0 : -ENOMEM;
+}
+
+/* The module is unloaded only when no VM descriptor is open and no VM is left. */
+void frail_vms_exit(void)
+{
+	destroy_workqueue(free_queue);
+}
