@@ -124,6 +124,7 @@ struct frail_vm {
 /* vm.c */
 int frail_vms_init(void);
 void frail_vms_exit(void);
+void frail_vms_drain(void);
 struct file *frail_arm(struct frail_arm *arm);
 struct frail_vm *frail_vm_find(struct kvm *kvm);
 void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar);

@@ -82,7 +82,10 @@ int frail_hook_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original)
 static struct frail_direct hooks[2];
 
 /**
- * frail_hooks_install() - step into KVM; nobody pays for it while no VM is armed
+ * frail_hooks_install() - step into KVM
+ *
+ * Neither function is on the path of an exit that is not #UD, so VMs that are not
+ * armed pay nothing.
  *
  * Return: 0, -EBUSY when another direct call owns one of the two functions
  * already, or ftrace's error.
@@ -109,12 +112,19 @@ int frail_hooks_install(void)
 	return 0;
 }
 
-/* Waits until no task can be on the way into a trampoline any more. */
+/**
+ * frail_hooks_remove() - step out of KVM
+ *
+ * No VM is armed any more. Waits for every thread in a trampoline: those before
+ * the SRCU section in the hook, those in it, those after it.
+ */
 void frail_hooks_remove(void)
 {
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(hooks); i++)
 		frail_direct_detach(&hooks[i]);
+	synchronize_rcu_tasks();
+	frail_vms_drain();
 	synchronize_rcu_tasks();
 }

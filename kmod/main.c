@@ -63,10 +63,15 @@ static int __init frail_init(void)
 	err = frail_vms_init();
 	if (err)
 		goto symbols;
-	err = misc_register(&frail_device);
+	err = frail_hooks_install();
 	if (err)
 		goto vms;
+	err = misc_register(&frail_device);
+	if (err)
+		goto hooks;
 	return 0;
+hooks:
+	frail_hooks_remove();
 vms:
 	frail_vms_exit();
 symbols:
@@ -77,6 +82,7 @@ symbols:
 static void __exit frail_exit(void)
 {
 	misc_deregister(&frail_device);
+	frail_hooks_remove();
 	frail_vms_exit();
 	frail_symbols_release();
 }

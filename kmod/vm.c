@@ -11,6 +11,8 @@
 
 #include "frail.h"
 
+/* How long arming waits for an earlier descriptor of the same VM to be let go. */
+#define GONE_WAIT	(5 * HZ)
 /* How long arming and closing wait for vCPUs before they leave it to their threads. */
 #define SYNC_WAIT	(2 * HZ)
 #define SYNC_RETRY	(HZ / 50)
@@ -23,9 +25,9 @@
 
 /* Lookups run under RCU; what they find lives as long as kvm->srcu or efer_srcu. */
 static DEFINE_HASHTABLE(vms, 8);
-/* Adding and removing VMs, and with the first and last the hooks. */
+/* Adding and removing VMs. */
 static DEFINE_MUTEX(vms_lock);
-static unsigned int vms_count;
+static DECLARE_WAIT_QUEUE_HEAD(vms_gone);
 static u32 last_id;
 
 /* Held while set_efer runs for any VM: it may sleep, below a frame of ours. */
@@ -229,13 +231,8 @@ static void vm_free(struct frail_vm *vm)
 	synchronize_rcu();
 	synchronize_srcu(&vm->kvm->srcu);
 	synchronize_srcu(&efer_srcu);
-	if (!--vms_count) {
-		frail_hooks_remove();
-		/* Threads that passed a trampoline before it went, and their return. */
-		synchronize_srcu(&efer_srcu);
-		synchronize_rcu_tasks();
-	}
 	mutex_unlock(&vms_lock);
+	wake_up_all(&vms_gone);
 
 	kvmsym.kvm_put_kvm(vm->kvm);
 	kfree(rcu_dereference_protected(vm->layout, true));
@@ -426,6 +423,31 @@ static struct frail_vm *vm_alloc(struct kvm *kvm)
 	return vm;
 }
 
+/* The VM is armed, or being disarmed. */
+static bool is_listed(struct kvm *kvm)
+{
+	bool listed;
+	int idx;
+
+	idx = srcu_read_lock(&efer_srcu);
+	listed = frail_vm_find(kvm);
+	srcu_read_unlock(&efer_srcu, idx);
+	return listed;
+}
+
+static bool is_armed(struct kvm *kvm)
+{
+	struct frail_vm *vm;
+	bool armed;
+	int idx;
+
+	idx = srcu_read_lock(&efer_srcu);
+	vm = frail_vm_find(kvm);
+	armed = vm && READ_ONCE(vm->state) == FRAIL_ARMED;
+	srcu_read_unlock(&efer_srcu, idx);
+	return armed;
+}
+
 /* Why a VM cannot be traced, or NULL. */
 static const char *refusal(struct kvm *kvm)
 {
@@ -478,26 +500,21 @@ struct file *frail_arm(struct frail_arm *arm)
 		goto put_kvm;
 	}
 
+	if (is_listed(kvm) && !is_armed(kvm))
+		wait_event_killable_timeout(vms_gone, !is_listed(kvm), GONE_WAIT);
+
 	mutex_lock(&vms_lock);
-	if (frail_vm_find(kvm)) {
+	if (is_listed(kvm)) {
 		err = -EBUSY;
 		goto unlock;
-	}
-	if (!vms_count) {
-		err = frail_hooks_install();
-		if (err)
-			goto unlock;
 	}
 	file = anon_inode_getfile("frail-vm", &vm_fops, vm, O_RDWR);
 	if (IS_ERR(file)) {
 		err = PTR_ERR(file);
-		if (!vms_count)
-			frail_hooks_remove();
 		goto unlock;
 	}
 	/* vm_free() drops it; the descriptor's own reference goes before that runs. */
 	__module_get(THIS_MODULE);
-	vms_count++;
 	vm->id = ++last_id;
 	arm->vm = vm->id;
 	hash_add_rcu(vms, &vm->node, (unsigned long)kvm);
@@ -525,4 +542,10 @@ int frail_vms_init(void)
 void frail_vms_exit(void)
 {
 	destroy_workqueue(free_queue);
+}
+
+/* Waits for every thread below frail_vcpu_set_efer(), which may sleep there. */
+void frail_vms_drain(void)
+{
+	synchronize_srcu(&efer_srcu);
 }
