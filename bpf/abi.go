@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Event is one system call entry or return of a guest thread, as struct
+// frail_event of frail_abi.h, which says what each field means.
+type Event = traceFrailEvent
+
+// Arm is the argument of [IocArm].
+type Arm = traceFrailArm
+
+// Layout is the argument of [IocSetLayout]: where a guest kernel keeps the
+// identity of the running thread.
+type Layout = traceFrailLayout
+
+// Status is the result of [IocStatus].
+type Status = traceFrailStatus
+
+// Filter is what a tracer's programs let pass, as struct frail_filter of
+// trace.h. The zero value lets nothing pass.
+type Filter = traceFrailFilter
+
+// Gap counts events that were lost, by cause.
+type Gap = traceFrailGap
+
+// GapEvent is the ring buffer's record of the first event after a loss. All other
+// records are an [Event].
+type GapEvent = traceFrailGapEvent
+
+// Values of [Event].Kind.
+const (
+	EventEnter = uint16(traceFrailEventKindFRAIL_EVENT_ENTER)
+	EventExit  = uint16(traceFrailEventKindFRAIL_EVENT_EXIT)
+)
+
+// Values of [Event].Insn.
+const (
+	InsnSyscall64 = uint16(traceFrailInsnFRAIL_INSN_SYSCALL64)
+	InsnSyscall32 = uint16(traceFrailInsnFRAIL_INSN_SYSCALL32)
+	InsnSysret64  = uint16(traceFrailInsnFRAIL_INSN_SYSRET64)
+	InsnSysret32  = uint16(traceFrailInsnFRAIL_INSN_SYSRET32)
+)
+
+// Bits of [Event].Flags.
+const (
+	// EventIdentity is set when Task, Pid, Tgid and Comm are the guest's own.
+	EventIdentity = uint32(traceFrailEventFlagsFRAIL_EVENT_IDENTITY)
+	// EventNr is set when Nr is known.
+	EventNr = uint32(traceFrailEventFlagsFRAIL_EVENT_NR)
+)
+
+// ExitsBoth, in [Arm].Exits, makes both SYSCALL and SYSRET trap.
+const ExitsBoth = uint32(traceFrailExitsFRAIL_EXITS_BOTH)
+
+// Requests of frail.ko's descriptors: IocArm of /dev/frail, the others of a
+// VM descriptor.
+const (
+	IocArm       = uint32(traceFrailIoctlFRAIL_IOC_ARM)
+	IocSetLayout = uint32(traceFrailIoctlFRAIL_IOC_SET_LAYOUT)
+	IocStatus    = uint32(traceFrailIoctlFRAIL_IOC_STATUS)
+)
+
+// Causes of loss: indices of [Gap].Lost and of the losses map.
+const (
+	// LossRingFull: the reader was too slow for its ring buffer.
+	LossRingFull = int(traceFrailLossFRAIL_LOSS_RING_FULL)
+	// LossReadFault: the tracepoint's event could not be read.
+	LossReadFault = int(traceFrailLossFRAIL_LOSS_READ_FAULT)
+	// LossCauses is how many causes there are.
+	LossCauses = int(traceFrailLossFRAIL_LOSS_CAUSES)
+)
+
+// The system call tables of an x86-64 Linux guest: indices of
+// [Filter].SyscallMatch and [Filter].Syscalls.
+const (
+	Table64  = int(traceFrailTableFRAIL_TABLE_64)
+	Table32  = int(traceFrailTableFRAIL_TABLE_32)
+	TableX32 = int(traceFrailTableFRAIL_TABLE_X32)
+	Tables   = int(traceFrailTableFRAIL_TABLES)
+)
+
+// Values of [Filter].CommMatch and of [Filter].SyscallMatch.
+const (
+	MatchAll    = uint32(traceFrailMatchFRAIL_MATCH_ALL)
+	MatchOnly   = uint32(traceFrailMatchFRAIL_MATCH_ONLY)
+	MatchExcept = uint32(traceFrailMatchFRAIL_MATCH_EXCEPT)
+)
+
+// CommLen is the size of a thread's name, its closing NUL included.
+const CommLen = len(Event{}.Comm)
+
+// Syscalls is how many numbers of one table a filter can name.
+const Syscalls = len(Filter{}.Syscalls[0]) * 64
+
+// X32Bit is set in the number of an x32 system call, which is not negative.
+const X32Bit = 0x40000000
+
+// Tracepoints of frail.ko; the programs have the same names.
+const (
+	TracepointEnter = traceProgGuestSysEnter
+	TracepointExit  = traceProgGuestSysExit
+)
+
+// Load parses the compiled programs. It allocates nothing in the kernel.
+func Load() (*ebpf.CollectionSpec, error) {
+	spec, err := loadTrace()
+	if err != nil {
+		return nil, fmt.Errorf("parse BPF programs: %w", err)
+	}
+	return spec, nil
+}
+
+// CommBytes returns the thread's name up to its closing NUL. It is the guest's
+// own choice and may hold any byte. The slice aliases ev.
+func (ev *traceFrailEvent) CommBytes() []byte {
+	if i := bytes.IndexByte(ev.Comm[:], 0); i >= 0 {
+		return ev.Comm[:i]
+	}
+	return ev.Comm[:]
+}
+
+// Identified reports whether the event carries the guest's own task, pid,
+// tgid and comm.
+func (ev *traceFrailEvent) Identified() bool {
+	return ev.Flags&EventIdentity != 0
+}
+
+// Table returns the system call table Nr belongs to: [Table64], [Table32] or
+// [TableX32].
+func (ev *traceFrailEvent) Table() int {
+	switch {
+	case ev.Insn == InsnSyscall32 || ev.Insn == InsnSysret32:
+		return Table32
+	case ev.NrKnown() && int32(ev.Nr) >= X32Bit:
+		return TableX32
+	default:
+		return Table64
+	}
+}
+
+// NrKnown reports whether Nr is the number of the call. It is not for a return
+// whose task's saved registers could not be read.
+func (ev *traceFrailEvent) NrKnown() bool {
+	return ev.Kind == EventEnter || ev.Flags&EventNr != 0
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+//go:build ignore
+
+/*
+ * Filters guest system calls and puts those that pass into a ring buffer.
+ *
+ * Each tracer loads its own copy of these programs with its own maps, so a
+ * slow reader loses its own events and no one else's.
+ */
+#include <stdbool.h>
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "trace.h"
+
+char __license[] SEC("license") = "GPL";
+
+/* Set before loading: the verifier drops the tests a tracer does not ask for. */
+const volatile struct frail_filter filter = {};
+
+/* The VMs that pass. User space alone updates it, so nothing is preallocated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, FRAIL_MAX_VMS);
+	__type(key, __u32);
+	__type(value, __u8);
+} vms SEC(".maps");
+
+/* filter.comm_match's set: thread names, NUL-padded. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, FRAIL_MAX_COMMS);
+	__type(key, __u8[FRAIL_COMM_LEN]);
+	__type(value, __u8);
+} comms SEC(".maps");
+
+/* struct frail_event and struct frail_gap_event; the tracer sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} ring SEC(".maps");
+
+/* Every event lost since loading, by enum frail_loss. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FRAIL_LOSS_CAUSES);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+/*
+ * Of those, the ones still to be told of: BPF adds, whoever tells takes them by
+ * exchange. Shared memory, so that Go needs no system call to look.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct frail_gap);
+} pending SEC(".maps");
+
+/* Nothing reads these: they put the types into BTF, where bpf2go finds them. */
+const struct frail_arm *abi_arm __attribute__((unused));
+const struct frail_layout *abi_layout __attribute__((unused));
+const struct frail_status *abi_status __attribute__((unused));
+const enum frail_event_kind *abi_event_kind __attribute__((unused));
+const enum frail_event_flags *abi_event_flags __attribute__((unused));
+const enum frail_insn *abi_insn __attribute__((unused));
+const enum frail_exits *abi_exits __attribute__((unused));
+const enum frail_ioctl *abi_ioctl __attribute__((unused));
+const enum frail_loss *abi_loss __attribute__((unused));
+const enum frail_table *abi_table __attribute__((unused));
+const enum frail_match *abi_match __attribute__((unused));
+const struct frail_event *abi_event __attribute__((unused));
+const struct frail_gap_event *abi_gap_event __attribute__((unused));
+
+static __always_inline struct frail_gap *pending_losses(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&pending, &zero);
+}
+
+static __always_inline void lose(__u32 cause)
+{
+	__u64 *total = bpf_map_lookup_elem(&losses, &cause);
+	struct frail_gap *todo = pending_losses();
+
+	/* Atomic although per CPU: newer kernels preempt tracing programs. */
+	if (total)
+		__sync_fetch_and_add(total, 1);
+	if (todo && cause < FRAIL_LOSS_CAUSES)
+		__sync_fetch_and_add(&todo->lost[cause], 1);
+}
+
+/*
+ * After a loss the next event enters the ring in one piece with the count of
+ * what is missing before it, on whichever CPU it comes, or is lost too.
+ */
+static __always_inline void deliver(const struct frail_event *ev)
+{
+	struct frail_gap *todo = pending_losses();
+	struct frail_gap_event *after_gap;
+	struct frail_event *dst;
+
+	if (todo && (*(volatile __u64 *)&todo->lost[FRAIL_LOSS_RING_FULL] ||
+		     *(volatile __u64 *)&todo->lost[FRAIL_LOSS_READ_FAULT])) {
+		after_gap = bpf_ringbuf_reserve(&ring, sizeof(*after_gap), 0);
+		if (!after_gap) {
+			lose(FRAIL_LOSS_RING_FULL);
+			return;
+		}
+		after_gap->gap.lost[FRAIL_LOSS_RING_FULL] =
+			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_RING_FULL], 0);
+		after_gap->gap.lost[FRAIL_LOSS_READ_FAULT] =
+			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_READ_FAULT], 0);
+		__builtin_memcpy(&after_gap->event, ev, sizeof(*ev));
+		bpf_ringbuf_submit(after_gap, 0);
+		return;
+	}
+
+	dst = bpf_ringbuf_reserve(&ring, sizeof(*dst), 0);
+	if (!dst) {
+		lose(FRAIL_LOSS_RING_FULL);
+		return;
+	}
+	__builtin_memcpy(dst, ev, sizeof(*dst));
+	bpf_ringbuf_submit(dst, 0);
+}
+
+static __always_inline bool syscall_passes(const struct frail_event *ev)
+{
+	__u32 table, match, nr;
+	bool member = false;
+
+	if (filter.syscall_match[FRAIL_TABLE_64] == FRAIL_MATCH_ALL &&
+	    filter.syscall_match[FRAIL_TABLE_32] == FRAIL_MATCH_ALL &&
+	    filter.syscall_match[FRAIL_TABLE_X32] == FRAIL_MATCH_ALL)
+		return true;
+
+	/* Not even an excluded set can vouch for a call nobody knows. */
+	if (ev->kind == FRAIL_EVENT_EXIT && !(ev->flags & FRAIL_EVENT_NR))
+		return false;
+
+	/* Linux looks at EAX alone: high bits must not hide a call. */
+	nr = (__u32)ev->nr;
+	if (ev->insn == FRAIL_INSN_SYSCALL32 || ev->insn == FRAIL_INSN_SYSRET32) {
+		table = FRAIL_TABLE_32;
+	} else if ((__s32)nr >= 0 && nr & FRAIL_X32_BIT) {
+		table = FRAIL_TABLE_X32;
+		nr &= ~FRAIL_X32_BIT;
+	} else {
+		table = FRAIL_TABLE_64;
+	}
+
+	match = filter.syscall_match[table];
+	if (match == FRAIL_MATCH_ALL)
+		return true;
+	if (nr < FRAIL_SYSCALLS)
+		member = filter.syscalls[table][nr / 64] >> (nr % 64) & 1;
+	return match == FRAIL_MATCH_ONLY ? member : !member;
+}
+
+static __always_inline bool comm_passes(const struct frail_event *ev)
+{
+	__u8 key[FRAIL_COMM_LEN];
+	__u8 mask = 0xff;
+	bool member;
+	int i;
+
+	if (filter.comm_match == FRAIL_MATCH_ALL)
+		return true;
+	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
+		return false;
+
+	/* The guest wrote it: what follows the NUL is not part of the name. */
+#pragma unroll
+	for (i = 0; i < FRAIL_COMM_LEN; i++) {
+		if (!ev->comm[i])
+			mask = 0;
+		key[i] = ev->comm[i] & mask;
+	}
+	member = bpf_map_lookup_elem(&comms, key);
+	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
+}
+
+static __always_inline bool passes(const struct frail_event *ev)
+{
+	__u32 vm = ev->vm;
+
+	if (ev->kind > 31 || !(filter.kinds >> ev->kind & 1))
+		return false;
+	if (!bpf_map_lookup_elem(&vms, &vm))
+		return false;
+	return syscall_passes(ev) && comm_passes(ev);
+}
+
+static __always_inline int record(const void *src)
+{
+	struct frail_event ev;
+
+	if (bpf_probe_read_kernel(&ev, sizeof(ev), src)) {
+		lose(FRAIL_LOSS_READ_FAULT);
+		return 0;
+	}
+	if (passes(&ev)) {
+		ev.time = bpf_ktime_get_boot_ns();
+		deliver(&ev);
+	}
+	return 0;
+}
+
+/* TP_PROTO(const struct frail_event *ev), both of them. */
+SEC("raw_tp/guest_sys_enter")
+int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	return record((const void *)ctx->args[0]);
+}
+
+SEC("raw_tp/guest_sys_exit")
+int guest_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return record((const void *)ctx->args[0]);
+}

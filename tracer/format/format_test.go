@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package format
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"frail/bpf"
+	"frail/tracer"
+)
+
+// at is the boot time of every event here, and offset makes it a time of day.
+const at = 5_000_000_123
+
+var offset = time.Duration(time.Date(2026, 1, 2, 3, 4, 0, 0, time.UTC).UnixNano())
+
+func event(change func(*bpf.Event)) *bpf.Event {
+	ev := &bpf.Event{
+		Time: at, Vm: 1, Vcpu: 2, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64,
+		Flags: bpf.EventNr | bpf.EventIdentity, Nr: 257,
+		Args: [6]uint64{0xffffff9c, 0x7ffd5b1c0f10, 0x80000, 0, 5, 1<<64 - 1},
+		Ip:   0x401002, Sp: 0x7ffd5b1c0e00, Cr3: 0x1234001, Task: 0xffff888003a4c000,
+		Pid: 313, Tgid: 312,
+	}
+	copy(ev.Comm[:], "cat")
+	change(ev)
+	return ev
+}
+
+func exit(ret int64) func(*bpf.Event) {
+	return func(ev *bpf.Event) {
+		ev.Kind, ev.Insn, ev.Args, ev.Ret = bpf.EventExit, bpf.InsnSysret64, [6]uint64{}, ret
+	}
+}
+
+func named(comm string) func(*bpf.Event) {
+	return func(ev *bpf.Event) {
+		ev.Comm = [bpf.CommLen]byte{}
+		copy(ev.Comm[:], comm)
+	}
+}
+
+func TestText(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		ev   *bpf.Event
+		want string
+	}{
+		{"enter", event(func(*bpf.Event) {}),
+			"cat[312/313]                     openat(0xffffff9c, 0x7ffd5b1c0f10, 0x80000, 0x0)"},
+		{"call without arguments", event(func(ev *bpf.Event) { ev.Nr = 39 }),
+			"cat[312/313]                     getpid()"},
+		{"call with no name", event(func(ev *bpf.Event) { ev.Nr = 999 }),
+			"cat[312/313]                     syscall_999(0xffffff9c, 0x7ffd5b1c0f10, 0x80000, 0x0, 0x5, 0xffffffffffffffff)"},
+		{"negative number", event(func(ev *bpf.Event) { ev.Nr = -1; ev.Args = [6]uint64{} }),
+			"cat[312/313]                     syscall_-1(0x0, 0x0, 0x0, 0x0, 0x0, 0x0)"},
+		{"32-bit call", event(func(ev *bpf.Event) {
+			ev.Insn, ev.Nr, ev.Args[0] = bpf.InsnSyscall32, 6, 0xdead00000003
+		}), "cat[312/313]                     close@32(0x3)"},
+		{"x32 call", event(func(ev *bpf.Event) { ev.Nr = bpf.X32Bit | 520; ev.Args = [6]uint64{1, 2, 3} }),
+			"cat[312/313]                     execve@x32(0x1, 0x2, 0x3)"},
+		{"no identity", event(func(ev *bpf.Event) {
+			ev.Flags = bpf.EventNr
+			ev.Nr, ev.Task, ev.Pid, ev.Tgid, ev.Comm = 39, 0, 0, 0, [bpf.CommLen]byte{}
+		}), "[no identity]                    getpid()"},
+		{"exit", event(exit(3)), "cat[312/313]                     ... openat = 3"},
+		{"exit with an error", event(exit(-2)), "cat[312/313]                     ... openat = -2 ENOENT (no such file or directory)"},
+		{"exit with an error of no name", event(exit(-4000)), "cat[312/313]                     ... openat = -4000"},
+		{"exit with an address", event(exit(0x7f0000001000)), "cat[312/313]                     ... openat = 0x7f0000001000"},
+		{"exit with a negative address", event(exit(-4096)), "cat[312/313]                     ... openat = 0xfffffffffffff000"},
+		{"exit of a call not known", event(func(ev *bpf.Event) { exit(0)(ev); ev.Nr, ev.Flags = -1, bpf.EventIdentity }),
+			"cat[312/313]                     ... ? = 0"},
+		{"32-bit exit with an error", event(func(ev *bpf.Event) {
+			exit(0xfffffffe)(ev)
+			ev.Insn, ev.Nr = bpf.InsnSysret32, 5
+		}), "cat[312/313]                     ... open@32 = -2 ENOENT (no such file or directory)"},
+		{"longest name and ids", event(func(ev *bpf.Event) {
+			named("fifteen-letters")(ev)
+			ev.Pid, ev.Tgid, ev.Nr = 4194304, 4194303, 39
+		}), "fifteen-letters[4194303/4194304] getpid()"},
+		{"name that would move the cursor", event(func(ev *bpf.Event) { named("\x1b[2J\n")(ev); ev.Nr = 39 }),
+			`\x1b[2J\x0a[312/313]             getpid()`},
+		{"name that is not UTF-8", event(func(ev *bpf.Event) { named("a\xff\\b")(ev); ev.Nr = 39 }),
+			`a\xff\\b[312/313]                getpid()`},
+		{"name in another script", event(func(ev *bpf.Event) { named("naïve")(ev); ev.Nr = 39 }),
+			"naïve[312/313]                   getpid()"},
+		{"name that reverses the line", event(func(ev *bpf.Event) { named("\u202eabc")(ev); ev.Nr = 39 }),
+			`\xe2\x80\xaeabc[312/313]         getpid()`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := string(new(Text).AppendEvent(nil, tc.ev)); got != tc.want+"\n" {
+				t.Errorf("%q\nwant %q", got, tc.want+"\n")
+			}
+		})
+	}
+}
+
+func TestTextTimestamp(t *testing.T) {
+	f := &Text{Timestamp: true, Offset: offset, Location: time.FixedZone("", 3600)}
+	for _, tc := range []struct{ name, got, want string }{
+		{"event", string(f.AppendEvent(nil, event(func(ev *bpf.Event) { ev.Nr = 39 }))),
+			"2026-01-02 04:04:05.000000+0100: cat[312/313]                     getpid()\n"},
+		{"lost", string(f.AppendLost(nil, tracer.Lost{Time: at, Losses: tracer.Losses{RingFull: 1}})),
+			"2026-01-02 04:04:05.000000+0100: --- 1 event lost: 1 because the reader was too slow ---\n"},
+		{"zero location", string((&Text{Timestamp: true, Offset: offset}).AppendEvent(nil, event(func(ev *bpf.Event) { ev.Nr = 39 }))),
+			"2026-01-02 03:04:05.000000+0000: cat[312/313]                     getpid()\n"},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s: %q\nwant %q", tc.name, tc.got, tc.want)
+		}
+	}
+}
+
+func TestTextRecords(t *testing.T) {
+	all := tracer.Losses{RingFull: 3, ReadFault: 2, Recursion: 1}
+	for _, tc := range []struct{ name, got, want string }{
+		{"lost", string(new(Text).AppendLost(nil, tracer.Lost{Losses: all})),
+			"--- 6 events lost: 3 because the reader was too slow, 2 because the tracepoint could not be read, 1 because the BPF program was running already ---\n"},
+		{"summary with loss", string(new(Text).AppendSummary(nil, tracer.Summary{Delivered: 1, Lost: tracer.Losses{RingFull: 2}})),
+			"--- 1 event, 2 events lost: 2 because the reader was too slow ---\n"},
+		{"summary without loss", string(new(Text).AppendSummary(nil, tracer.Summary{Delivered: 1234})),
+			"--- 1234 events, 0 events lost ---\n"},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s: %q\nwant %q", tc.name, tc.got, tc.want)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	f := &JSON{Offset: offset}
+	for _, tc := range []struct{ name, got, want string }{
+		{"enter", string(f.AppendEvent(nil, event(func(*bpf.Event) {}))),
+			`{"type":"enter","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
+				`"table":"64","nr":257,"syscall":"openat",` +
+				`"args":["0xffffff9c","0x7ffd5b1c0f10","0x80000","0x0","0x5","0xffffffffffffffff"],` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"exit", string(f.AppendEvent(nil, event(exit(-2)))),
+			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
+				`"table":"64","nr":257,"syscall":"openat","ret":-2,"errno":"ENOENT",` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"exit without identity and number", string(f.AppendEvent(nil, event(func(ev *bpf.Event) {
+			exit(7)(ev)
+			ev.Flags, ev.Nr = 0, -1
+		}))),
+			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":false,"table":"64","ret":7,` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"lost", string(f.AppendLost(nil, tracer.Lost{Time: at, Losses: tracer.Losses{RingFull: 3, ReadFault: 2, Recursion: 1}})),
+			`{"type":"lost","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,` +
+				`"lost":{"total":6,"ring_full":3,"read_fault":2,"recursion":1}}`},
+		{"summary", string(f.AppendSummary(nil, tracer.Summary{Delivered: 9, Lost: tracer.Losses{RingFull: 3}})),
+			`{"type":"summary","delivered":9,"lost":{"total":3,"ring_full":3,"read_fault":0,"recursion":0}}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.got != tc.want+"\n" {
+				t.Errorf("%s\nwant %s", tc.got, tc.want)
+			}
+		})
+	}
+}
+
+// Whatever a guest calls its threads, a record is one line of valid JSON or of printable
+// text.
+func FuzzHostileName(f *testing.F) {
+	for _, s := range []string{"cat", "\"", "\\", "\\x41", "a\"b\\c", "\x00x", "\xff\xfe", "\n", "\u2028", "</script>", "\x1b]0;x\a"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		ev := event(named(name))
+		line := (&JSON{}).AppendEvent(nil, ev)
+		var got struct{ Comm string }
+		if err := json.Unmarshal(line, &got); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if strings.Count(string(line), "\n") != 1 {
+			t.Errorf("%q is not one line", line)
+		}
+		if want := string(appendName(nil, ev.CommBytes())); got.Comm != want {
+			t.Errorf("comm %q, want %q", got.Comm, want)
+		}
+		text := strings.TrimSuffix(string(new(Text).AppendEvent(nil, ev)), "\n")
+		for _, r := range text {
+			if !unicode.IsPrint(r) || r == unicode.ReplacementChar && !strings.ContainsRune(name, r) {
+				t.Errorf("text %q has %U", text, r)
+			}
+		}
+	})
+}
+
+func TestNoAllocations(t *testing.T) {
+	enter, ret := event(func(*bpf.Event) {}), event(exit(-2))
+	buf := make([]byte, 0, 1024)
+	for name, f := range map[string]Formatter{
+		"text":                &Text{},
+		"text with timestamp": &Text{Timestamp: true, Offset: offset},
+		"JSON":                &JSON{Offset: offset},
+	} {
+		n := testing.AllocsPerRun(1000, func() {
+			f.AppendEvent(f.AppendEvent(buf, enter), ret)
+		})
+		if n != 0 {
+			t.Errorf("%s: %v allocations for two events", name, n)
+		}
+	}
+}
+
+func TestWallOffset(t *testing.T) {
+	before := time.Now()
+	off, err := WallOffset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := before.Add(-off)
+	if up := boot.UnixNano(); up < 0 || up > int64(10*365*24*time.Hour) {
+		t.Errorf("offset %v means that this machine is up for %v", off, time.Duration(up))
+	}
+}
+
+func BenchmarkText(b *testing.B) {
+	ev, buf := event(func(*bpf.Event) {}), make([]byte, 0, 1024)
+	b.ReportAllocs()
+	for b.Loop() {
+		new(Text).AppendEvent(buf, ev)
+	}
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package format
+
+import (
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"frail/bpf"
+	"frail/tracer"
+	"frail/tracer/syscalls"
+)
+
+const (
+	// whoWidth is the width of the column of thread names and ids: a name of 15 letters
+	// with two ids of six digits just fits.
+	whoWidth = 32
+
+	// timeLayout is virsh's, with microseconds.
+	timeLayout = "2006-01-02 15:04:05.000000-0700: "
+)
+
+// Text formats for people. The zero value is ready. It is safe for concurrent use.
+type Text struct {
+	// Timestamp puts the time before each line.
+	Timestamp bool
+	// Offset is added to an event's time to get the time of day: see [WallOffset].
+	Offset time.Duration
+	// Location is the time zone of timestamps; nil: UTC.
+	Location *time.Location
+}
+
+var _ Formatter = (*Text)(nil)
+
+// AppendEvent appends one line.
+func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
+	dst = f.appendTime(dst, ev.Time)
+	dst = appendWho(dst, ev)
+	if ev.Kind == bpf.EventExit {
+		dst = append(dst, "... "...)
+		dst = appendCall(dst, ev)
+		dst = append(dst, " = "...)
+		dst = appendReturn(dst, returned(ev))
+		return append(dst, '\n')
+	}
+	dst = appendCall(dst, ev)
+	dst = append(dst, '(')
+	t := syscalls.Table(ev.Table())
+	for i, arg := range ev.Args[:syscalls.Args(t, nr(ev, t))] {
+		if i > 0 {
+			dst = append(dst, ", "...)
+		}
+		if t == syscalls.I386 {
+			arg = uint64(uint32(arg))
+		}
+		dst = appendHex(dst, arg)
+	}
+	return append(dst, ")\n"...)
+}
+
+// AppendLost appends one line.
+func (f *Text) AppendLost(dst []byte, l tracer.Lost) []byte {
+	dst = f.appendTime(dst, l.Time)
+	dst = append(dst, "--- "...)
+	dst = appendLosses(dst, l.Losses)
+	return append(dst, " ---\n"...)
+}
+
+// AppendSummary appends one line.
+func (f *Text) AppendSummary(dst []byte, s tracer.Summary) []byte {
+	dst = append(dst, "--- "...)
+	dst = appendCount(dst, s.Delivered, "event")
+	dst = append(dst, ", "...)
+	dst = appendLosses(dst, s.Lost)
+	return append(dst, " ---\n"...)
+}
+
+func (f *Text) appendTime(dst []byte, boot uint64) []byte {
+	if !f.Timestamp {
+		return dst
+	}
+	loc := f.Location
+	if loc == nil {
+		loc = time.UTC
+	}
+	return wall(boot, f.Offset).In(loc).AppendFormat(dst, timeLayout)
+}
+
+// appendWho appends the thread, padded to its column.
+func appendWho(dst []byte, ev *bpf.Event) []byte {
+	start := len(dst)
+	if ev.Identified() {
+		dst = appendName(dst, ev.CommBytes())
+		dst = append(dst, '[')
+		dst = strconv.AppendInt(dst, int64(ev.Tgid), 10)
+		dst = append(dst, '/')
+		dst = strconv.AppendInt(dst, int64(ev.Pid), 10)
+		dst = append(dst, ']')
+	} else {
+		dst = append(dst, "[no identity]"...)
+	}
+	for n := utf8.RuneCount(dst[start:]); n < whoWidth; n++ {
+		dst = append(dst, ' ')
+	}
+	return append(dst, ' ')
+}
+
+// appendCall appends the call's name, or number where it has none.
+func appendCall(dst []byte, ev *bpf.Event) []byte {
+	t := syscalls.Table(ev.Table())
+	if !ev.NrKnown() {
+		dst = append(dst, '?')
+	} else if name := syscalls.Name(t, nr(ev, t)); name != "" {
+		dst = append(dst, name...)
+	} else {
+		dst = append(dst, "syscall_"...)
+		dst = strconv.AppendInt(dst, nr(ev, t), 10)
+	}
+	if t != syscalls.X86_64 {
+		dst = append(dst, '@')
+		dst = append(dst, t.String()...)
+	}
+	return dst
+}
+
+// appendReturn appends an error with its meaning, a small number, or an address.
+func appendReturn(dst []byte, ret int64) []byte {
+	if e, ok := errno(ret); ok {
+		dst = strconv.AppendInt(dst, ret, 10)
+		if name := unix.ErrnoName(e); name != "" {
+			dst = append(append(dst, ' '), name...)
+			dst = append(append(append(dst, " ("...), e.Error()...), ')')
+		}
+		return dst
+	}
+	// Larger than any file size or count is likely to be: an address.
+	const address = 1 << 32
+	if ret < 0 || ret >= address {
+		return appendHex(dst, uint64(ret))
+	}
+	return strconv.AppendInt(dst, ret, 10)
+}
+
+func appendLosses(dst []byte, l tracer.Losses) []byte {
+	dst = appendCount(dst, l.Total(), "event")
+	dst = append(dst, " lost"...)
+	sep := ": "
+	for _, cause := range []struct {
+		n    uint64
+		text string
+	}{
+		{l.RingFull, " because the reader was too slow"},
+		{l.ReadFault, " because the tracepoint could not be read"},
+		{l.Recursion, " because the BPF program was running already"},
+	} {
+		if cause.n == 0 {
+			continue
+		}
+		dst = append(dst, sep...)
+		dst = strconv.AppendUint(dst, cause.n, 10)
+		dst = append(dst, cause.text...)
+		sep = ", "
+	}
+	return dst
+}
+
+func appendCount(dst []byte, n uint64, what string) []byte {
+	dst = strconv.AppendUint(dst, n, 10)
+	dst = append(append(dst, ' '), what...)
+	if n != 1 {
+		dst = append(dst, 's')
+	}
+	return dst
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"frail/bpf"
+)
+
+const (
+	// lossInterval is how long a loss that no later event reports may go unnoticed.
+	lossInterval = time.Second
+
+	// lingerTime is how long a reader that found the ring empty lets events collect
+	// before it waits again: the kernel wakes a waiting reader for every first event,
+	// with an interrupt, on the guest's time.
+	lingerTime = time.Millisecond
+
+	// lingerRing is the smallest ring worth lingering for: a smaller one could
+	// overflow meanwhile.
+	lingerRing = 256 << 10
+)
+
+// Sink takes what a [Tracer] reads. All calls come from the goroutine that called
+// [Tracer.Run]; an error ends it.
+type Sink interface {
+	// Event takes an event. It is valid until the method returns.
+	Event(*bpf.Event) error
+	// Lost takes the losses at this point of the stream. Ring-full and read-fault
+	// losses come exactly where the events are missing, between those before and those
+	// after. It may be called without an event ever coming.
+	Lost(Lost) error
+	// Flush is called when nothing more is there to be read for the moment: what the
+	// sink collected should be passed on.
+	Flush() error
+}
+
+// Losses counts events that were not delivered, by cause.
+type Losses struct {
+	// RingFull: the reader was too slow for its ring buffer.
+	RingFull uint64
+	// ReadFault: the tracepoint's event could not be read.
+	ReadFault uint64
+	// Recursion: the kernel did not run the program because it was running on that
+	// CPU already. These were not filtered, so some may be of other VMs.
+	Recursion uint64
+}
+
+// Total returns the sum over all causes.
+func (l Losses) Total() uint64 { return l.RingFull + l.ReadFault + l.Recursion }
+
+// Lost are losses noticed at one point of the stream.
+type Lost struct {
+	// Time of the first event after the losses, or of the notice where there is none yet:
+	// CLOCK_BOOTTIME in nanoseconds.
+	Time uint64
+	Losses
+}
+
+// Summary counts over the whole life of a tracer.
+type Summary struct {
+	// Delivered is how many events a sink took.
+	Delivered uint64
+	// Lost is how many were not delivered, by cause.
+	Lost Losses
+}
+
+const (
+	eventSize    = int(unsafe.Sizeof(bpf.Event{}))
+	gapEventSize = int(unsafe.Sizeof(bpf.GapEvent{}))
+)
+
+// Run delivers events to sink until ctx ends, the tracer is closed or sink fails. When
+// ctx ends it detaches the programs, delivers what was traced until then, and returns nil.
+// It returns the sink's error as it is. Run can be called once.
+//
+// After it returned nil, the sum of all Lost records equals the [Tracer.Summary]'s.
+func (t *Tracer) Run(ctx context.Context, sink Sink) error {
+	t.mu.Lock()
+	switch {
+	case t.closed:
+		t.mu.Unlock()
+		return fmt.Errorf("run tracer: %w", os.ErrClosed)
+	case t.ran:
+		t.mu.Unlock()
+		return errors.New("run tracer: it can run only once")
+	}
+	t.running, t.ran = true, true
+	t.mu.Unlock()
+
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.running = false
+		if t.closed {
+			_ = t.release()
+		}
+	}()
+
+	stop := context.AfterFunc(ctx, t.finish)
+	defer stop()
+	return (&run{t: t, sink: sink}).loop()
+}
+
+// finish detaches the programs and makes the reader return what is in the ring, then
+// [ringbuf.ErrFlushed].
+func (t *Tracer) finish() {
+	t.mu.Lock()
+	_ = t.detach()
+	t.mu.Unlock()
+
+	// A program that started before may still be running on another CPU. It runs in an
+	// RCU read-side section, and this waits until all those of now are over. A kernel
+	// with nohz_full CPUs cannot: an event under way would be dropped there.
+	const membarrierGlobal = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		_ = t.reader.Flush() // fails only when closed
+	}
+}
+
+// run is the state of one call of Run.
+type run struct {
+	t      *Tracer
+	sink   Sink
+	misses uint64 // recursion misses told so far
+}
+
+func (r *run) loop() error {
+	rd := r.t.reader
+	linger := rd.BufferSize() >= lingerRing
+
+	// The reader copies each record in here; both kinds are used in place.
+	after := new(bpf.GapEvent)
+	ev := (*bpf.Event)(unsafe.Pointer(after))
+	rec := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(after)), gapEventSize)}
+
+	rd.SetDeadline(time.Now().Add(lossInterval))
+	for {
+		err := rd.ReadInto(&rec)
+		if err != nil {
+			flushed := errors.Is(err, ringbuf.ErrFlushed)
+			if !flushed && !errors.Is(err, os.ErrDeadlineExceeded) {
+				return fmt.Errorf("read ring buffer: %w", err)
+			}
+			if err := r.unreported(); err != nil {
+				return err
+			}
+			if err := r.sink.Flush(); err != nil {
+				return err
+			}
+			if flushed {
+				return nil
+			}
+			rd.SetDeadline(time.Now().Add(lossInterval))
+			continue
+		}
+
+		switch len(rec.RawSample) {
+		case eventSize:
+			err = r.event(ev)
+		case gapEventSize:
+			err = r.lost(Lost{Time: after.Event.Time, Losses: lossesOf(&after.Gap)})
+			if err == nil {
+				err = r.event(&after.Event)
+			}
+		default:
+			err = fmt.Errorf("read ring buffer: record of unknown size %d", len(rec.RawSample))
+		}
+		if err != nil {
+			return err
+		}
+
+		if rec.Remaining > 0 {
+			continue
+		}
+		if err := r.sink.Flush(); err != nil {
+			return err
+		}
+		if linger {
+			time.Sleep(lingerTime)
+		}
+		rd.SetDeadline(time.Now().Add(lossInterval))
+	}
+}
+
+func (r *run) event(ev *bpf.Event) error {
+	if err := r.sink.Event(ev); err != nil {
+		return err
+	}
+	r.t.delivered.Add(1)
+	return nil
+}
+
+// lost tells the sink of losses, if there are any.
+func (r *run) lost(l Lost) error {
+	if l.Total() == 0 {
+		return nil
+	}
+	return r.sink.Lost(l)
+}
+
+// unreported tells the sink of losses that no event has come after yet, and those of programs that did not run.
+func (r *run) unreported() error {
+	var gap bpf.Gap
+	for cause := range gap.Lost {
+		gap.Lost[cause] = r.t.pending[cause].Swap(0)
+	}
+	l := Lost{Time: bootTime(), Losses: lossesOf(&gap)}
+	misses, err := r.t.objs.misses()
+	if err != nil {
+		return err
+	}
+	l.Recursion = misses - r.misses
+	r.misses = misses
+	return r.lost(l)
+}
+
+// Summary returns what was delivered and lost so far. It can be called after Close.
+func (t *Tracer) Summary() (Summary, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.released {
+		return t.final, nil
+	}
+	return t.summary()
+}
+
+// summary is called with mu held, before release.
+func (t *Tracer) summary() (Summary, error) {
+	s := Summary{Delivered: t.delivered.Load()}
+	var total bpf.Gap
+	for cause := range total.Lost {
+		var perCPU []uint64
+		if err := t.objs.Losses.Lookup(uint32(cause), &perCPU); err != nil {
+			return s, fmt.Errorf("read loss counters: %w", err)
+		}
+		for _, n := range perCPU {
+			total.Lost[cause] += n
+		}
+	}
+	s.Lost = lossesOf(&total)
+	var err error
+	s.Lost.Recursion, err = t.objs.misses()
+	return s, err
+}
+
+// misses returns how often the kernel did not run a program because it was running.
+func (o *objects) misses() (uint64, error) {
+	enter, err := o.Enter.Stats()
+	if err != nil {
+		return 0, fmt.Errorf("read program statistics: %w", err)
+	}
+	exit, err := o.Exit.Stats()
+	if err != nil {
+		return 0, fmt.Errorf("read program statistics: %w", err)
+	}
+	return enter.RecursionMisses + exit.RecursionMisses, nil
+}
+
+func lossesOf(g *bpf.Gap) Losses {
+	return Losses{
+		RingFull:  g.Lost[bpf.LossRingFull],
+		ReadFault: g.Lost[bpf.LossReadFault],
+	}
+}
+
+// pendingOf returns the counters in the memory of the pending map, as atomics.
+func pendingOf(mem []byte) *[bpf.LossCauses]atomic.Uint64 {
+	gap := (*bpf.Gap)(unsafe.Pointer(unsafe.SliceData(mem)))
+	return (*[bpf.LossCauses]atomic.Uint64)(unsafe.Pointer(&gap.Lost))
+}
+
+// bootTime returns CLOCK_BOOTTIME in nanoseconds.
+func bootTime() uint64 {
+	var ts unix.Timespec
+	// Cannot fail: the clock exists since Linux 2.6.39 and the pointer is good.
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return uint64(ts.Nano())
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"frail/bpf"
+	"frail/tracer/syscalls"
+)
+
+const (
+	// DefaultRingBytes holds some 27,000 events: a reader may stall for a quarter of a
+	// second while a guest makes 100,000 calls a second.
+	DefaultRingBytes = 4 << 20
+	// MaxRingBytes bounds the kernel memory of one tracer.
+	MaxRingBytes = 256 << 20
+	// MaxComms is how many thread names one filter can hold.
+	MaxComms = 64
+)
+
+// ErrNoTracepoint is in the chain of [Tracer.Attach]'s error when the kernel has no
+// tracepoint of that name because frail.ko is not loaded.
+var ErrNoTracepoint = errors.New("not found")
+
+// Kinds is a set of event kinds.
+type Kinds uint32
+
+const (
+	// Enter are system calls made.
+	Enter Kinds = 1 << bpf.EventEnter
+	// Exit are system calls returned from.
+	Exit Kinds = 1 << bpf.EventExit
+)
+
+// Filter says which events of the followed VMs pass. It is applied in the kernel. The
+// zero value lets all pass; an event must pass every part.
+type Filter struct {
+	// Kinds that pass. Zero: all.
+	Kinds Kinds
+	// Syscalls that pass. An exit whose system call is not known passes only when
+	// all do.
+	Syscalls syscalls.Filter
+	// Comms are the names of guest threads that pass; none: all. An event without
+	// identity has no name and passes only when all do. At most [MaxComms].
+	Comms []string
+	// ExceptComms turns Comms into the names that do not pass.
+	ExceptComms bool
+}
+
+// Options are what a Tracer is made with. The zero value follows no VM.
+type Options struct {
+	// VMs are the ids of the VMs to follow, as [frail/kmod/device.VM.ID] returns them.
+	VMs []uint32
+	// Filter is fixed for the life of the tracer.
+	Filter Filter
+	// RingBytes is the size of the ring buffer, rounded up to a power of two of
+	// pages. Zero: [DefaultRingBytes]. At most [MaxRingBytes].
+	RingBytes int
+}
+
+// objects are the programs and maps of one tracer.
+type objects struct {
+	Enter   *ebpf.Program `ebpf:"guest_sys_enter"`
+	Exit    *ebpf.Program `ebpf:"guest_sys_exit"`
+	VMs     *ebpf.Map     `ebpf:"vms"`
+	Comms   *ebpf.Map     `ebpf:"comms"`
+	Ring    *ebpf.Map     `ebpf:"ring"`
+	Losses  *ebpf.Map     `ebpf:"losses"`
+	Pending *ebpf.Map     `ebpf:"pending"`
+}
+
+func (o *objects) close() error {
+	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.VMs.Close(), o.Comms.Close(),
+		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
+}
+
+// Tracer follows VMs. All methods are safe for concurrent use.
+type Tracer struct {
+	reader    *ringbuf.Reader
+	delivered atomic.Uint64
+
+	mu       sync.Mutex
+	objs     objects
+	shared   []byte // mapping of the pending map
+	pending  *[bpf.LossCauses]atomic.Uint64
+	links    []link.Link
+	attached bool
+	running  bool
+	ran      bool
+	closed   bool
+	released bool
+	final    Summary // once released
+}
+
+// New loads the programs. It needs CAP_BPF and CAP_PERFMON, and Linux 5.12; it does not
+// need frail.ko. The caller closes the tracer.
+func New(opts Options) (*Tracer, error) {
+	spec, err := bpf.Load()
+	if err != nil {
+		return nil, err
+	}
+	ring, err := ringBytes(opts.RingBytes)
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps["ring"].MaxEntries = uint32(ring)
+	filter, err := opts.Filter.compile()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["filter"].Set(&filter); err != nil {
+		return nil, fmt.Errorf("set filter: %w", err)
+	}
+
+	t := new(Tracer)
+	if err := spec.LoadAndAssign(&t.objs, nil); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("load BPF programs: permission denied: CAP_BPF and CAP_PERFMON are needed: %w", err)
+		}
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	if err := t.prepare(opts); err != nil {
+		_ = t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// prepare fills the maps and maps the memory.
+func (t *Tracer) prepare(opts Options) error {
+	for _, comm := range opts.Filter.Comms {
+		var key [bpf.CommLen]byte
+		copy(key[:], comm)
+		if err := t.objs.Comms.Put(key, uint8(1)); err != nil {
+			return fmt.Errorf("set thread name filter: %w", err)
+		}
+	}
+	for _, vm := range opts.VMs {
+		if err := t.AddVM(vm); err != nil {
+			return err
+		}
+	}
+	mem, err := unix.Mmap(t.objs.Pending.FD(), 0, os.Getpagesize(),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map loss counters: %w", err)
+	}
+	t.shared = mem
+	t.pending = pendingOf(mem)
+	if t.reader, err = ringbuf.NewReader(t.objs.Ring); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	return nil
+}
+
+// ringBytes returns the ring's size for what the caller asked.
+func ringBytes(n int) (int, error) {
+	switch {
+	case n < 0:
+		return 0, fmt.Errorf("ring buffer of %d bytes: must not be negative", n)
+	case n > MaxRingBytes:
+		return 0, fmt.Errorf("ring buffer of %d bytes: at most %d", n, MaxRingBytes)
+	case n == 0:
+		n = DefaultRingBytes
+	}
+	n = max(n, os.Getpagesize())
+	return 1 << bits.Len(uint(n-1)), nil
+}
+
+// compile checks f and turns it into what the programs read.
+func (f *Filter) compile() (bpf.Filter, error) {
+	out := bpf.Filter{
+		Kinds:        uint32(f.Kinds),
+		SyscallMatch: f.Syscalls.Match,
+		Syscalls:     f.Syscalls.Numbers,
+	}
+	if f.Kinds == 0 {
+		out.Kinds = uint32(Enter | Exit)
+	}
+	if f.Kinds&^(Enter|Exit) != 0 {
+		return out, fmt.Errorf("unknown event kinds %#x", uint32(f.Kinds))
+	}
+	for _, m := range f.Syscalls.Match {
+		if m > bpf.MatchExcept {
+			return out, fmt.Errorf("unknown system call match %d", m)
+		}
+	}
+	if len(f.Comms) > MaxComms {
+		return out, fmt.Errorf("%d thread names to filter by: at most %d", len(f.Comms), MaxComms)
+	}
+	for _, comm := range f.Comms {
+		if err := checkComm(comm); err != nil {
+			return out, err
+		}
+	}
+	switch {
+	case len(f.Comms) > 0 && f.ExceptComms:
+		out.CommMatch = bpf.MatchExcept
+	case len(f.Comms) > 0:
+		out.CommMatch = bpf.MatchOnly
+	}
+	return out, nil
+}
+
+// checkComm returns an error if no thread can have that name.
+func checkComm(comm string) error {
+	switch {
+	case comm == "":
+		return errors.New("empty thread name to filter by")
+	case len(comm) >= bpf.CommLen:
+		return fmt.Errorf("thread name %q: Linux keeps the first %d bytes of a name: filter by %q",
+			comm, bpf.CommLen-1, comm[:bpf.CommLen-1])
+	}
+	for i := range len(comm) {
+		if comm[i] == 0 {
+			return fmt.Errorf("thread name %q has a NUL byte", comm)
+		}
+	}
+	return nil
+}
+
+// AddVM makes the tracer follow another VM. Adding one twice is no error.
+func (t *Tracer) AddVM(id uint32) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return fmt.Errorf("follow VM %d: %w", id, os.ErrClosed)
+	}
+	if err := t.objs.VMs.Put(id, uint8(1)); err != nil {
+		if errors.Is(err, unix.E2BIG) {
+			return fmt.Errorf("follow VM %d: the tracer follows %d VMs already", id, t.objs.VMs.MaxEntries())
+		}
+		return fmt.Errorf("follow VM %d: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveVM makes the tracer leave a VM alone. Events of it that are in the ring buffer
+// are still delivered. Removing one that is not followed is no error.
+func (t *Tracer) RemoveVM(id uint32) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return fmt.Errorf("leave VM %d: %w", id, os.ErrClosed)
+	}
+	if err := t.objs.VMs.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("leave VM %d: %w", id, err)
+	}
+	return nil
+}
+
+// Attach makes the programs see guest system calls from now on. It returns an error
+// wrapping [ErrNoTracepoint] when frail.ko is not loaded. It can be called once.
+func (t *Tracer) Attach() error {
+	return t.attach(bpf.TracepointEnter, bpf.TracepointExit)
+}
+
+func (t *Tracer) attach(enter, exit string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return fmt.Errorf("attach: %w", os.ErrClosed)
+	}
+	if t.attached {
+		return errors.New("attach: attached already")
+	}
+	// Exits first: a call whose return is seen was made, but an unseen return would
+	// look like a call that never came back.
+	for _, at := range []link.RawTracepointOptions{
+		{Name: exit, Program: t.objs.Exit},
+		{Name: enter, Program: t.objs.Enter},
+	} {
+		l, err := link.AttachRawTracepoint(at)
+		if err != nil {
+			t.detach()
+			switch {
+			case errors.Is(err, os.ErrNotExist):
+				return fmt.Errorf("load frail.ko: tracepoint %s %w", at.Name, ErrNoTracepoint)
+			case errors.Is(err, unix.EINVAL):
+				return fmt.Errorf("attach to tracepoint %s: frail.ko is of another version than this program: %w", at.Name, err)
+			}
+			return fmt.Errorf("attach to tracepoint %s: %w", at.Name, err)
+		}
+		t.links = append(t.links, l)
+	}
+	t.attached = true
+	return nil
+}
+
+// detach is called with mu held.
+func (t *Tracer) detach() error {
+	var errs []error
+	for _, l := range t.links {
+		errs = append(errs, l.Close())
+	}
+	t.links = nil
+	return errors.Join(errs...)
+}
+
+// Close detaches the programs and frees everything. A call of [Tracer.Run] ends with
+// [os.ErrClosed]; what the ring buffer still held is dropped. Closing twice is no error.
+// It may be called from a [Sink].
+func (t *Tracer) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	err := t.detach()
+	if t.reader != nil {
+		err = errors.Join(err, t.reader.Close())
+	}
+	if !t.running {
+		err = errors.Join(err, t.release())
+	}
+	return err
+}
+
+// release frees what a running Run needs. It is called with mu held, once.
+func (t *Tracer) release() error {
+	t.final, _ = t.summary()
+	t.released = true
+	err := t.objs.close()
+	if t.shared != nil {
+		err = errors.Join(err, unix.Munmap(t.shared))
+		t.shared, t.pending = nil, nil
+	}
+	return err
+}

@@ -1,0 +1,868 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"frail/bpf"
+	"frail/tracer/syscalls"
+)
+
+// testDeadline bounds every wait for something that takes microseconds.
+const testDeadline = 30 * time.Second
+
+// kernelEvents are events at addresses of the kernel, where the tracepoint's programs
+// expect theirs.
+type kernelEvents struct {
+	mem   *ebpf.Map
+	bytes []byte
+	addr  uint64
+	len   int
+}
+
+// newKernelEvents makes room for n events in a map, and asks a BPF program of its own for
+// the address the kernel has it at.
+func newKernelEvents(tb testing.TB, n int) *kernelEvents {
+	tb.Helper()
+	size := n * eventSize
+	mem, err := ebpf.NewMap(&ebpf.MapSpec{
+		Type: ebpf.Array, KeySize: 4, ValueSize: uint32(size), MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE,
+	})
+	must(tb, err)
+	tb.Cleanup(func() { mem.Close() })
+	out, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	must(tb, err)
+	defer out.Close()
+
+	lookup := func(m *ebpf.Map) asm.Instructions {
+		return asm.Instructions{
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -4),
+			asm.LoadMapPtr(asm.R1, m.FD()),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "exit"),
+		}
+	}
+	insns := lookup(mem)
+	insns = append(insns, asm.Mov.Reg(asm.R6, asm.R0))
+	insns = append(insns, lookup(out)...)
+	insns = append(insns,
+		asm.StoreMem(asm.R0, 0, asm.R6, asm.DWord),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("exit"),
+		asm.Return(),
+	)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: insns})
+	must(tb, err)
+	defer prog.Close()
+	_, err = prog.Run(&ebpf.RunOptions{})
+	must(tb, err)
+
+	k := &kernelEvents{mem: mem, len: n}
+	must(tb, out.Lookup(uint32(0), &k.addr))
+	if k.addr>>47 == 0 {
+		tb.Fatalf("map value is at %#x, not a kernel address", k.addr)
+	}
+	length := (size + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
+	k.bytes, err = unix.Mmap(mem.FD(), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, unix.Munmap(k.bytes)) })
+	return k
+}
+
+// at returns event i for writing.
+func (k *kernelEvents) at(i int) *bpf.Event {
+	return (*bpf.Event)(unsafe.Pointer(&k.bytes[i*eventSize]))
+}
+
+// address returns the kernel's address of event i.
+func (k *kernelEvents) address(i int) uint64 { return k.addr + uint64(i*eventSize) }
+
+// fire runs the tracer's program for the kind of event i of k, as the tracepoint would.
+func fire(tb testing.TB, t *Tracer, k *kernelEvents, i int) {
+	tb.Helper()
+	prog := t.objs.Enter
+	if k.at(i).Kind == bpf.EventExit {
+		prog = t.objs.Exit
+	}
+	fireAt(tb, prog, k.address(i))
+}
+
+func fireAt(tb testing.TB, prog *ebpf.Program, addr uint64) {
+	tb.Helper()
+	_, err := prog.Run(&ebpf.RunOptions{Context: [1]uint64{addr}})
+	must(tb, err)
+}
+
+// recorder is a sink that keeps everything.
+type recorder struct {
+	mu     sync.Mutex
+	events []bpf.Event
+	lost   []Lost
+	stream []string // "event NR" and "lost N" in order
+	on     chan struct{}
+}
+
+func newRecorder() *recorder { return &recorder{on: make(chan struct{}, 1)} }
+
+func (r *recorder) Event(ev *bpf.Event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, *ev)
+	r.stream = append(r.stream, fmt.Sprintf("event %d", ev.Nr))
+	return nil
+}
+
+func (r *recorder) Lost(l Lost) error {
+	r.mu.Lock()
+	r.lost = append(r.lost, l)
+	r.stream = append(r.stream, fmt.Sprintf("lost %d", l.Total()))
+	r.mu.Unlock()
+	return r.Flush()
+}
+
+func (r *recorder) Flush() error {
+	select {
+	case r.on <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// wait returns when cond holds, which it looks at after each flush.
+func (r *recorder) wait(tb testing.TB, what string, cond func() bool) {
+	tb.Helper()
+	timeout := time.After(testDeadline)
+	for {
+		r.mu.Lock()
+		ok := cond()
+		r.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-r.on:
+		case <-timeout:
+			tb.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+// drain runs t until all it holds is delivered.
+func drain(tb testing.TB, t *Tracer) *recorder {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	r := newRecorder()
+	must(tb, t.Run(ctx, r))
+	return r
+}
+
+func newTracer(tb testing.TB, opts Options) *Tracer {
+	tb.Helper()
+	t, err := New(opts)
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, t.Close()) })
+	return t
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func comm(s string) (c [bpf.CommLen]byte) {
+	copy(c[:], s)
+	return c
+}
+
+func enter(nr int64, name string) bpf.Event {
+	return bpf.Event{
+		Vm: 7, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64,
+		Flags: bpf.EventNr | bpf.EventIdentity, Nr: nr, Comm: comm(name), Pid: 11, Tgid: 10,
+	}
+}
+
+func with(ev bpf.Event, change func(*bpf.Event)) bpf.Event {
+	change(&ev)
+	return ev
+}
+
+func filterOf(tb testing.TB, s string) syscalls.Filter {
+	tb.Helper()
+	f, err := syscalls.ParseFilter(s)
+	must(tb, err)
+	return f
+}
+
+func TestFilter(t *testing.T) {
+	exit := func(ev *bpf.Event) { ev.Kind, ev.Insn = bpf.EventExit, bpf.InsnSysret64 }
+	exit32 := func(ev *bpf.Event) { ev.Kind, ev.Insn = bpf.EventExit, bpf.InsnSysret32 }
+	exitUnknown := func(ev *bpf.Event) {
+		exit(ev)
+		ev.Nr, ev.Flags = -1, ev.Flags&^bpf.EventNr
+	}
+	call32 := func(ev *bpf.Event) { ev.Insn = bpf.InsnSyscall32 }
+	noIdentity := func(ev *bpf.Event) { ev.Flags, ev.Comm = ev.Flags&^bpf.EventIdentity, comm("") }
+
+	const (
+		openat64, openat32 = 257, 295
+		execve64, execve32 = 59, 11
+		execveX32          = 520
+		futex64            = 202
+		x32                = bpf.X32Bit
+	)
+
+	for _, tc := range []struct {
+		name   string
+		filter Filter
+		event  bpf.Event
+		pass   bool
+	}{
+		{"no filter passes an enter", Filter{}, enter(openat64, "sh"), true},
+		{"no filter passes an exit", Filter{}, with(enter(openat64, "sh"), exit), true},
+		{"no filter passes an exit of unknown number", Filter{}, with(enter(0, "sh"), exitUnknown), true},
+		{"no filter passes an event without identity", Filter{}, with(enter(0, ""), noIdentity), true},
+		{"no filter passes any number", Filter{}, enter(1<<40, "sh"), true},
+		{"another VM", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Vm = 8 }), false},
+		{"VM 0", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Vm = 0 }), false},
+		{"an event of unknown kind", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Kind = 3 }), false},
+		{"an event of a kind beyond the filter's bits", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Kind = 33 }), false},
+
+		{"enters only, an enter", Filter{Kinds: Enter}, enter(1, "sh"), true},
+		{"enters only, an exit", Filter{Kinds: Enter}, with(enter(1, "sh"), exit), false},
+		{"exits only, an enter", Filter{Kinds: Exit}, enter(1, "sh"), false},
+		{"exits only, an exit", Filter{Kinds: Exit}, with(enter(1, "sh"), exit), true},
+
+		{"listed call", Filter{Syscalls: filterOf(t, "openat,execve")}, enter(openat64, "sh"), true},
+		{"second listed call", Filter{Syscalls: filterOf(t, "openat,execve")}, enter(execve64, "sh"), true},
+		{"call not listed", Filter{Syscalls: filterOf(t, "openat,execve")}, enter(futex64, "sh"), false},
+		{"listed call's exit", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat64, "sh"), exit), true},
+		{"exit of a call not listed", Filter{Syscalls: filterOf(t, "openat")}, with(enter(futex64, "sh"), exit), false},
+		{"exit of unknown number with a list", Filter{Syscalls: filterOf(t, "openat")}, with(enter(0, "sh"), exitUnknown), false},
+		{"exit of unknown number with an exclusion", Filter{Syscalls: filterOf(t, "!openat")}, with(enter(0, "sh"), exitUnknown), false},
+		{"excluded call", Filter{Syscalls: filterOf(t, "!futex")}, enter(futex64, "sh"), false},
+		{"call not excluded", Filter{Syscalls: filterOf(t, "!futex")}, enter(openat64, "sh"), true},
+		{"number no filter can name, with a list", Filter{Syscalls: filterOf(t, "openat")}, enter(5000, "sh"), false},
+		{"number no filter can name, with an exclusion", Filter{Syscalls: filterOf(t, "!openat")}, enter(5000, "sh"), true},
+		{"negative number with a list", Filter{Syscalls: filterOf(t, "openat")}, enter(-1, "sh"), false},
+		{"negative number with an exclusion", Filter{Syscalls: filterOf(t, "!openat")}, enter(-1, "sh"), true},
+		{"highest number", Filter{Syscalls: filterOf(t, "1023")}, enter(1023, "sh"), true},
+		{"number 0", Filter{Syscalls: filterOf(t, "read")}, enter(0, "sh"), true},
+		{"high bits of RAX do not hide a call", Filter{Syscalls: filterOf(t, "openat")}, enter(1<<32|openat64, "sh"), true},
+
+		{"listed 32-bit call", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat32, "sh"), call32), true},
+		{"listed 32-bit call's exit", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat32, "sh"), exit32), true},
+		{"64-bit number in a 32-bit call", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat64, "sh"), call32), false},
+		{"32-bit number in a 64-bit call", Filter{Syscalls: filterOf(t, "openat")}, enter(openat32, "sh"), false},
+		{"64-bit call, other table listed", Filter{Syscalls: filterOf(t, "execve@32")}, enter(execve64, "sh"), false},
+		{"32-bit call, its table listed", Filter{Syscalls: filterOf(t, "execve@32")}, with(enter(execve32, "sh"), call32), true},
+		{"excluded 32-bit call", Filter{Syscalls: filterOf(t, "!execve")}, with(enter(execve32, "sh"), call32), false},
+
+		{"negative number, 64-bit table excluded", Filter{Syscalls: filterOf(t, "!1023@x32")}, enter(-1, "sh"), true},
+		{"listed x32 call of a common number", Filter{Syscalls: filterOf(t, "openat")}, enter(x32|openat64, "sh"), true},
+		{"listed x32 call of its own number", Filter{Syscalls: filterOf(t, "execve")}, enter(x32|execveX32, "sh"), true},
+		{"64-bit number x32 does not use", Filter{Syscalls: filterOf(t, "execve")}, enter(x32|execve64, "sh"), false},
+		{"x32 number without its bit, as old kernels take", Filter{Syscalls: filterOf(t, "execve")}, enter(execveX32, "sh"), true},
+		{"x32 call, 64-bit table listed", Filter{Syscalls: filterOf(t, "openat@64")}, enter(x32|openat64, "sh"), false},
+		{"excluded x32 call", Filter{Syscalls: filterOf(t, "!execve")}, enter(x32|execveX32, "sh"), false},
+
+		{"listed name", Filter{Comms: []string{"sh", "cat"}}, enter(1, "cat"), true},
+		{"name not listed", Filter{Comms: []string{"sh", "cat"}}, enter(1, "init"), false},
+		{"longer name than listed", Filter{Comms: []string{"sh"}}, enter(1, "sh2"), false},
+		{"shorter name than listed", Filter{Comms: []string{"sh"}}, enter(1, "s"), false},
+		{"longest name", Filter{Comms: []string{"fifteen-letters"}}, enter(1, "fifteen-letters"), true},
+		{"excluded name", Filter{Comms: []string{"sh"}, ExceptComms: true}, enter(1, "sh"), false},
+		{"name not excluded", Filter{Comms: []string{"sh"}, ExceptComms: true}, enter(1, "cat"), true},
+		{"no identity with a listed name", Filter{Comms: []string{"sh"}}, with(enter(1, "sh"), noIdentity), false},
+		{"no identity with an excluded name", Filter{Comms: []string{"sh"}, ExceptComms: true}, with(enter(1, "sh"), noIdentity), false},
+		{"bytes after the name's NUL", Filter{Comms: []string{"sh"}}, enter(1, "sh\x00garbage"), true},
+		{"excluded name with bytes after its NUL", Filter{Comms: []string{"sh"}, ExceptComms: true}, enter(1, "sh\x00garbage"), false},
+		{"name without NUL", Filter{Comms: []string{"fifteen-letters"}}, enter(1, "fifteen-letters!"), false},
+
+		{"both parts pass", Filter{Syscalls: filterOf(t, "openat"), Comms: []string{"sh"}}, enter(openat64, "sh"), true},
+		{"only the call passes", Filter{Syscalls: filterOf(t, "openat"), Comms: []string{"sh"}}, enter(openat64, "cat"), false},
+		{"only the name passes", Filter{Syscalls: filterOf(t, "openat"), Comms: []string{"sh"}}, enter(futex64, "sh"), false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tr := newTracer(t, Options{VMs: []uint32{7}, Filter: tc.filter, RingBytes: 4096})
+			k := newKernelEvents(t, 1)
+			*k.at(0) = tc.event
+
+			before := bootTime()
+			fire(t, tr, k, 0)
+			after := bootTime()
+			r := drain(t, tr)
+
+			if !tc.pass {
+				if len(r.events) != 0 {
+					t.Fatalf("delivered %+v", r.events)
+				}
+			} else {
+				if len(r.events) != 1 {
+					t.Fatalf("delivered %d events, want 1", len(r.events))
+				}
+				got := r.events[0]
+				if got.Time < before || got.Time > after {
+					t.Errorf("time %d is not between %d and %d", got.Time, before, after)
+				}
+				got.Time = 0
+				if got != tc.event {
+					t.Errorf("delivered %+v\nwant      %+v", got, tc.event)
+				}
+			}
+			if len(r.lost) != 0 {
+				t.Errorf("lost %+v", r.lost)
+			}
+			s, err := tr.Summary()
+			must(t, err)
+			if want := (Summary{Delivered: uint64(len(r.events))}); s != want {
+				t.Errorf("summary %+v, want %+v", s, want)
+			}
+		})
+	}
+}
+
+func TestEveryFieldArrives(t *testing.T) {
+	tr := newTracer(t, Options{VMs: []uint32{7}})
+	k := newKernelEvents(t, 1)
+	want := bpf.Event{
+		Time: 1, Vm: 7, Vcpu: 3, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: 3, Nr: 257,
+		Args: [6]uint64{1 << 63, 2, 3, 4, 5, 6}, Ret: -2, Ip: 0x401000, Sp: 0x7ffd00000000,
+		Cr3: 0x1001, Task: 0xffff888000000000, Pid: 12, Tgid: 11, Comm: comm("name"),
+	}
+	*k.at(0) = want
+	fire(t, tr, k, 0)
+	r := drain(t, tr)
+	if len(r.events) != 1 {
+		t.Fatalf("delivered %d events, want 1", len(r.events))
+	}
+	if r.events[0].Time == want.Time {
+		t.Error("time was not stamped")
+	}
+	want.Time = r.events[0].Time
+	if r.events[0] != want {
+		t.Errorf("delivered %+v\nwant      %+v", r.events[0], want)
+	}
+}
+
+func TestAddAndRemoveVM(t *testing.T) {
+	tr := newTracer(t, Options{})
+	k := newKernelEvents(t, 1)
+	*k.at(0) = enter(1, "sh")
+
+	fire(t, tr, k, 0)
+	must(t, tr.AddVM(7))
+	must(t, tr.AddVM(7))
+	k.at(0).Nr = 2
+	fire(t, tr, k, 0)
+	must(t, tr.RemoveVM(7))
+	must(t, tr.RemoveVM(7))
+	k.at(0).Nr = 3
+	fire(t, tr, k, 0)
+	must(t, tr.AddVM(7))
+	k.at(0).Nr = 4
+	fire(t, tr, k, 0)
+
+	if r := drain(t, tr); !slices.Equal(r.stream, []string{"event 2", "event 4"}) {
+		t.Errorf("stream %q", r.stream)
+	}
+}
+
+// A gap stands between the last event before it and the first one after it.
+func TestRingFull(t *testing.T) {
+	const room = 4096 / (8 + 144) // the ring's bytes by a record's
+	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096})
+	k := newKernelEvents(t, 1)
+	*k.at(0) = enter(0, "sh")
+	next := func() {
+		k.at(0).Nr++
+		fire(t, tr, k, 0)
+	}
+	for range room + 3 {
+		next()
+	}
+
+	r := newRecorder()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx, r) }()
+	r.wait(t, "a full ring of events", func() bool { return len(r.events) == room })
+	next()
+	next()
+	r.wait(t, "the events after the gap", func() bool { return len(r.events) == room+2 })
+	cancel()
+	must(t, <-done)
+
+	var want []string
+	for i := range room {
+		want = append(want, fmt.Sprintf("event %d", i+1))
+	}
+	want = append(want, "lost 3", fmt.Sprintf("event %d", room+4), fmt.Sprintf("event %d", room+5))
+	if !slices.Equal(r.stream, want) {
+		t.Errorf("stream %q\nwant   %q", r.stream, want)
+	}
+	if got := r.lost[0].Losses; got != (Losses{RingFull: 3}) {
+		t.Errorf("lost %+v", got)
+	}
+	if at := r.lost[0].Time; at != r.events[room].Time {
+		t.Errorf("gap at %d, the event after it at %d", at, r.events[room].Time)
+	}
+	s, err := tr.Summary()
+	must(t, err)
+	if want := (Summary{Delivered: room + 2, Lost: Losses{RingFull: 3}}); s != want {
+		t.Errorf("summary %+v, want %+v", s, want)
+	}
+}
+
+// Losses after the last event are told of although no event follows.
+func TestLossWithoutFollowingEvent(t *testing.T) {
+	tr := newTracer(t, Options{VMs: []uint32{7}})
+	r := newRecorder()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx, r) }()
+	fireAt(t, tr.objs.Enter, 8)
+	r.wait(t, "the loss", func() bool { return len(r.lost) == 1 })
+	cancel()
+	must(t, <-done)
+	if r.lost[0].Losses != (Losses{ReadFault: 1}) || len(r.lost) != 1 {
+		t.Errorf("lost %+v", r.lost)
+	}
+}
+
+func TestReadFault(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		addr uint64
+	}{
+		{"null pointer", 0},
+		{"user address", 0x401000},
+		{"address that is not canonical", 0x8000_0000_0000_0000},
+		{"kernel address nothing is mapped at", 0xffff_fe00_dead_0000},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tr := newTracer(t, Options{VMs: []uint32{0, 7}})
+			fireAt(t, tr.objs.Enter, tc.addr)
+			fireAt(t, tr.objs.Exit, tc.addr)
+			r := drain(t, tr)
+			if !slices.Equal(r.stream, []string{"lost 2"}) || r.lost[0].Losses != (Losses{ReadFault: 2}) {
+				t.Errorf("stream %q, lost %+v", r.stream, r.lost)
+			}
+			s, err := tr.Summary()
+			must(t, err)
+			if want := (Summary{Lost: Losses{ReadFault: 2}}); s != want {
+				t.Errorf("summary %+v, want %+v", s, want)
+			}
+		})
+	}
+}
+
+// Every event is either delivered or counted as lost, whatever the load, and the records
+// in the stream add up to the summary.
+func TestNothingIsLostUncounted(t *testing.T) {
+	const (
+		producers = 4
+		each      = 20000
+	)
+	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 8192})
+	k := newKernelEvents(t, producers)
+	r := newRecorder()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx, r) }()
+
+	var wg sync.WaitGroup
+	for p := range producers {
+		wg.Go(func() {
+			*k.at(p) = enter(0, "sh")
+			k.at(p).Vcpu = uint32(p)
+			for i := range each {
+				k.at(p).Nr = int64(i)
+				if _, err := tr.objs.Enter.Run(&ebpf.RunOptions{Context: [1]uint64{k.address(p)}}); err != nil {
+					t.Errorf("producer %d: %v", p, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	cancel()
+	must(t, <-done)
+
+	s, err := tr.Summary()
+	must(t, err)
+	var told Losses
+	for _, l := range r.lost {
+		told.RingFull += l.RingFull
+		told.ReadFault += l.ReadFault
+		told.Recursion += l.Recursion
+	}
+	if told != s.Lost {
+		t.Errorf("records say %+v, the summary %+v", told, s.Lost)
+	}
+	if s.Delivered != uint64(len(r.events)) {
+		t.Errorf("summary says %d events, delivered %d", s.Delivered, len(r.events))
+	}
+	if got := s.Delivered + s.Lost.Total(); got != producers*each {
+		t.Errorf("%d delivered and %d lost are not %d", s.Delivered, s.Lost.Total(), producers*each)
+	}
+	if s.Lost.Total() == 0 {
+		t.Error("nothing was lost: the ring is too large for this test")
+	}
+	last := make(map[uint32]int64)
+	for _, ev := range r.events {
+		if prev, ok := last[ev.Vcpu]; ok && ev.Nr <= prev {
+			t.Fatalf("producer %d: event %d after %d", ev.Vcpu, ev.Nr, prev)
+		}
+		last[ev.Vcpu] = ev.Nr
+	}
+}
+
+// The kernel does not run a program inside itself: a fault while the program reads fires
+// the tracepoint it is attached to here.
+func TestRecursionMissIsCounted(t *testing.T) {
+	const unmapped = 0xffff_fe00_dead_0000
+	tr := newTracer(t, Options{VMs: []uint32{7}})
+	must(t, tr.attach("page_fault_kernel", "page_fault_kernel"))
+
+	// The first fault, outside of the tracer's programs. Its tracepoint's first argument
+	// is the address: the programs fault on it too.
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.RawTracepoint, License: "GPL",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R1, 0),
+			asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
+			asm.Mov.Reg(asm.R1, asm.RFP),
+			asm.Add.Imm(asm.R1, -8),
+			asm.Mov.Imm(asm.R2, 8),
+			asm.LoadImm(asm.R3, int64(unmapped-(1<<64)), asm.DWord),
+			asm.FnProbeReadKernel.Call(),
+			asm.Mov.Imm(asm.R0, 0),
+			asm.Return(),
+		},
+	})
+	must(t, err)
+	defer prog.Close()
+	_, err = prog.Run(&ebpf.RunOptions{})
+	must(t, err)
+
+	r := drain(t, tr)
+	s, err := tr.Summary()
+	must(t, err)
+	if s.Lost.Recursion == 0 || s.Lost.ReadFault == 0 {
+		t.Errorf("summary %+v: no recursion miss or no read fault", s)
+	}
+	if len(r.lost) != 1 || r.lost[0].Losses != s.Lost {
+		t.Errorf("lost %+v, summary %+v", r.lost, s)
+	}
+}
+
+// A tracer whose ring is full takes nothing from another one.
+func TestTracersAreIndependent(t *testing.T) {
+	slow := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096})
+	fast := newTracer(t, Options{VMs: []uint32{7}})
+	k := newKernelEvents(t, 1)
+	*k.at(0) = enter(1, "sh")
+	for range 100 {
+		fire(t, slow, k, 0)
+		fire(t, fast, k, 0)
+	}
+	rs, rf := drain(t, slow), drain(t, fast)
+	if len(rf.events) != 100 || len(rf.lost) != 0 {
+		t.Errorf("fast tracer: %d events, lost %+v", len(rf.events), rf.lost)
+	}
+	if len(rs.events) >= 100 || len(rs.lost) != 1 || rs.lost[0].RingFull+uint64(len(rs.events)) != 100 {
+		t.Errorf("slow tracer: %d events, lost %+v", len(rs.events), rs.lost)
+	}
+}
+
+// Programs attached to a tracepoint of the running kernel run, and no more once detached.
+func TestAttachAndDetach(t *testing.T) {
+	// The first argument of sched_switch is a bool: every event is a read fault.
+	tr := newTracer(t, Options{})
+	must(t, tr.attach("sched_switch", "sched_switch"))
+	if err := tr.attach("sched_switch", "sched_switch"); err == nil {
+		t.Error("attached twice")
+	}
+	faults := func() uint64 {
+		s, err := tr.Summary()
+		must(t, err)
+		return s.Lost.ReadFault
+	}
+	deadline := time.Now().Add(testDeadline)
+	for faults() == 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("attached programs did not run")
+		}
+		runtime.Gosched()
+	}
+	r := drain(t, tr) // detaches
+	n := faults()
+	var told uint64
+	for _, l := range r.lost {
+		told += l.ReadFault
+	}
+	if told != n {
+		t.Errorf("records tell of %d events, %d were seen", told, n)
+	}
+	// Reading from an empty pipe switches to another thread, each time.
+	for range 100 {
+		switchThreads(t)
+	}
+	if got := faults(); got != n {
+		t.Errorf("%d more events after detaching", got-n)
+	}
+}
+
+// switchThreads makes the scheduler switch from one thread to another and back.
+func switchThreads(t *testing.T) {
+	t.Helper()
+	var p [2]int
+	must(t, unix.Pipe2(p[:], unix.O_CLOEXEC))
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	done := make(chan error, 1)
+	go func() {
+		_, err := unix.Read(p[0], make([]byte, 1))
+		done <- err
+	}()
+	_, err := unix.Write(p[1], []byte{1})
+	must(t, err)
+	must(t, <-done)
+}
+
+func TestAttachWithoutModule(t *testing.T) {
+	tr := newTracer(t, Options{})
+	err := tr.attach("frail_no_such_tracepoint", "frail_no_such_tracepoint")
+	if !errors.Is(err, ErrNoTracepoint) || err.Error() != "load frail.ko: tracepoint frail_no_such_tracepoint not found" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// blocker is a sink that closes the tracer, or does not take events at all.
+type blocker struct {
+	event func() error
+	got   chan struct{}
+	once  sync.Once
+}
+
+func (b *blocker) Event(*bpf.Event) error {
+	b.once.Do(func() { close(b.got) })
+	return b.event()
+}
+func (b *blocker) Lost(Lost) error { return nil }
+func (b *blocker) Flush() error    { return nil }
+
+func TestCloseDuringRun(t *testing.T) {
+	t.Run("waiting for events", func(t *testing.T) {
+		tr := newTracer(t, Options{VMs: []uint32{7}})
+		k := newKernelEvents(t, 1)
+		*k.at(0) = enter(1, "sh")
+		fire(t, tr, k, 0)
+		r := newRecorder()
+		done := make(chan error, 1)
+		go func() { done <- tr.Run(context.Background(), r) }()
+		r.wait(t, "the event", func() bool { return len(r.events) == 1 })
+		must(t, tr.Close())
+		select {
+		case err := <-done:
+			if !errors.Is(err, os.ErrClosed) {
+				t.Errorf("Run returned %v", err)
+			}
+		case <-time.After(testDeadline):
+			t.Fatal("Run did not return")
+		}
+		checkClosed(t, tr, Summary{Delivered: 1})
+	})
+	t.Run("sink that hangs", func(t *testing.T) {
+		tr := newTracer(t, Options{VMs: []uint32{7}})
+		k := newKernelEvents(t, 1)
+		*k.at(0) = enter(1, "sh")
+		fire(t, tr, k, 0)
+		hang := make(chan struct{})
+		b := &blocker{got: make(chan struct{}), event: func() error { <-hang; return nil }}
+		done := make(chan error, 1)
+		go func() { done <- tr.Run(context.Background(), b) }()
+		<-b.got
+		must(t, tr.Close()) // does not wait for the sink
+		close(hang)
+		if err := <-done; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Run returned %v", err)
+		}
+		checkClosed(t, tr, Summary{Delivered: 1})
+	})
+	t.Run("from the sink", func(t *testing.T) {
+		tr := newTracer(t, Options{VMs: []uint32{7}})
+		k := newKernelEvents(t, 1)
+		*k.at(0) = enter(1, "sh")
+		fire(t, tr, k, 0)
+		fire(t, tr, k, 0)
+		b := &blocker{got: make(chan struct{}), event: tr.Close}
+		if err := tr.Run(context.Background(), b); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Run returned %v", err)
+		}
+		checkClosed(t, tr, Summary{Delivered: 1})
+	})
+}
+
+// checkClosed checks what a closed tracer answers.
+func checkClosed(t *testing.T, tr *Tracer, want Summary) {
+	t.Helper()
+	must(t, tr.Close())
+	if s, err := tr.Summary(); err != nil || s != want {
+		t.Errorf("summary %+v, %v, want %+v", s, err, want)
+	}
+	for name, err := range map[string]error{
+		"Run":      tr.Run(context.Background(), newRecorder()),
+		"Attach":   tr.Attach(),
+		"AddVM":    tr.AddVM(1),
+		"RemoveVM": tr.RemoveVM(1),
+	} {
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s of a closed tracer returned %v", name, err)
+		}
+	}
+}
+
+func TestSinkErrorEndsRun(t *testing.T) {
+	tr := newTracer(t, Options{VMs: []uint32{7}})
+	k := newKernelEvents(t, 1)
+	*k.at(0) = enter(1, "sh")
+	fire(t, tr, k, 0)
+	want := errors.New("client is gone")
+	b := &blocker{got: make(chan struct{}), event: func() error { return want }}
+	if err := tr.Run(context.Background(), b); err != want {
+		t.Errorf("Run returned %v", err)
+	}
+	if err := tr.Run(context.Background(), b); err == nil || errors.Is(err, os.ErrClosed) {
+		t.Errorf("second Run returned %v", err)
+	}
+}
+
+func TestOptionErrors(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		opts Options
+		want string
+	}{
+		{"ring too large", Options{RingBytes: MaxRingBytes + 1}, "at most"},
+		{"negative ring", Options{RingBytes: -1}, "must not be negative"},
+		{"empty name", Options{Filter: Filter{Comms: []string{""}}}, "empty thread name"},
+		{"name too long", Options{Filter: Filter{Comms: []string{"sixteen-letters!"}}}, `filter by "sixteen-letters"`},
+		{"name with NUL", Options{Filter: Filter{Comms: []string{"a\x00b"}}}, "NUL"},
+		{"too many names", Options{Filter: Filter{Comms: make([]string, MaxComms+1)}}, "at most 64"},
+		{"unknown kind", Options{Filter: Filter{Kinds: 1}}, "unknown event kinds"},
+		{"unknown match", Options{Filter: Filter{Syscalls: syscalls.Filter{Match: [bpf.Tables]uint32{9}}}}, "unknown system call match"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tr, err := New(tc.opts)
+			if err == nil {
+				tr.Close()
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %q does not say %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestRingBytes(t *testing.T) {
+	for _, tc := range []struct{ in, want int }{
+		{0, DefaultRingBytes}, {1, os.Getpagesize()}, {4096, 4096}, {4097, 8192},
+		{MaxRingBytes, MaxRingBytes}, {1<<20 + 1, 2 << 20},
+	} {
+		if got, err := ringBytes(tc.in); err != nil || got != tc.want {
+			t.Errorf("ringBytes(%d) = %d, %v, want %d", tc.in, got, err, tc.want)
+		}
+	}
+}
+
+// counter is a sink that does nothing but count, and ends Run at the last event.
+type counter struct {
+	n, last int
+	start   func()
+}
+
+var errEnough = errors.New("enough events")
+
+func (c *counter) Event(*bpf.Event) error {
+	if c.n++; c.n == 1 && c.start != nil {
+		c.start()
+	}
+	if c.n == c.last {
+		return errEnough
+	}
+	return nil
+}
+func (c *counter) Lost(Lost) error { return nil }
+func (c *counter) Flush() error    { return nil }
+
+// Between the first and the last event of a full ring nothing is allocated.
+func TestNoAllocationPerEvent(t *testing.T) {
+	const events = 5000
+	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 1 << 20})
+	k := newKernelEvents(t, 1)
+	*k.at(0) = enter(1, "sh")
+	for range events {
+		fire(t, tr, k, 0)
+	}
+	var before, after runtime.MemStats
+	c := &counter{last: events, start: func() { runtime.ReadMemStats(&before) }}
+	err := tr.Run(context.Background(), c)
+	runtime.ReadMemStats(&after)
+	if err != errEnough || c.n != events {
+		t.Fatalf("Run returned %v after %d events", err, c.n)
+	}
+	// The rest of the process and the end of Run may allocate; an allocation per event,
+	// or per ten, would be far more.
+	if n := after.Mallocs - before.Mallocs; n > 50 {
+		t.Errorf("%d allocations for %d events", n, events)
+	}
+}
+
+func BenchmarkRun(b *testing.B) {
+	b.ReportAllocs()
+	k := newKernelEvents(b, 1)
+	*k.at(0) = enter(1, "sh")
+	const batch = 100000
+	for left := b.N; left > 0; {
+		n := min(left, batch)
+		left -= n
+		b.StopTimer()
+		tr, err := New(Options{VMs: []uint32{7}, RingBytes: 16 << 20})
+		must(b, err)
+		for range n {
+			fire(b, tr, k, 0)
+		}
+		c := &counter{last: n}
+		b.StartTimer()
+		if err := tr.Run(context.Background(), c); err != errEnough {
+			b.Fatalf("Run returned %v after %d of %d events", err, c.n, n)
+		}
+		b.StopTimer()
+		must(b, tr.Close())
+		b.StartTimer()
+	}
+}
