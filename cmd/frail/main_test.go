@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"libvirt.org/go/libvirt"
+
+	"frail/hooks/libvirttest"
+)
+
+func TestMain(m *testing.M) { libvirttest.Main(m) }
+
+// patience is how long a test waits for something that takes well under a second on an
+// idle machine.
+const patience = 60 * time.Second
+
+// eventually waits for cond, which says what is still wrong.
+func eventually(t *testing.T, cond func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for err := cond(); err != nil; err = cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s: %v", patience, err)
+		}
+		<-tick.C
+	}
+}
+
+// daemonProcess is a fraild of a test.
+type daemonProcess struct {
+	cmd    *exec.Cmd
+	dir    string
+	socket string
+	log    *bytes.Buffer // to be read after the process ended
+	ended  chan error
+}
+
+// prepareDaemon makes a process of the program fraild that watches uri, with files of its
+// own in dir.
+func prepareDaemon(t *testing.T, fraild, dir, uri, statusDir string) *daemonProcess {
+	t.Helper()
+	p := &daemonProcess{dir: dir, socket: filepath.Join(dir, "frail.sock"), log: new(bytes.Buffer), ended: make(chan error, 1)}
+	conf := filepath.Join(dir, "frail.toml")
+	text := fmt.Sprintf("[libvirt]\nuri = %q\nstatus_dir = %q\n[api]\nsocket = %q\n[hook]\nsocket = %q\n[trace]\nring_bytes = 65536\n[log]\nlevel = \"debug\"\n",
+		uri, statusDir, p.socket, filepath.Join(dir, "hook.sock"))
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.cmd = exec.Command(fraild, "--config", conf)
+	p.cmd.Stderr = p.log
+	return p
+}
+
+// startDaemon runs a prepared fraild until the test ends and waits until it is ready.
+func startDaemon(t *testing.T, p *daemonProcess) {
+	t.Helper()
+	notifyPath := filepath.Join(p.dir, "notify.sock")
+	os.Remove(notifyPath)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notifyPath, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	p.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifyPath)
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.ended <- p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.end(t, unix.SIGTERM)
+		if t.Failed() {
+			t.Logf("fraild's log:\n%s", p.log)
+		}
+	})
+	if err := notify.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	var buf [256]byte
+	n, err := notify.Read(buf[:])
+	if err != nil {
+		t.Fatalf("wait for fraild to be ready: %v", err)
+	}
+	if got := string(buf[:n]); got != "READY=1" {
+		t.Fatalf("fraild notifies %q, not READY=1", got)
+	}
+}
+
+// end signals the process and waits for it. It returns its exit error.
+func (p *daemonProcess) end(t *testing.T, sig unix.Signal) error {
+	t.Helper()
+	select {
+	case err := <-p.ended:
+		return err
+	default:
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-p.ended:
+		return err
+	case <-time.After(patience):
+		p.cmd.Process.Kill()
+		t.Errorf("fraild does not end within %s of %v", patience, sig)
+		return <-p.ended
+	}
+}
+
+// frail runs the command as a user does: what it printed, and its error as shown.
+func (p *daemonProcess) frail(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var out, errOut bytes.Buffer
+	if err = run(ctx, append([]string{"--socket", p.socket}, args...), &out, &errOut); err != nil {
+		err = fmt.Errorf("%s", message(err))
+	}
+	return out.String(), errOut.String(), err
+}
+
+// wantError fails the test unless err has all of parts.
+func wantError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("error is %v, want one with %q", err, part)
+		}
+	}
+}
+
+// lab is a private libvirt with three running domains, connected to.
+type lab struct {
+	*libvirttest.Daemon
+	conn *libvirt.Connect
+}
+
+func startLab(t *testing.T) *lab {
+	t.Helper()
+	t.Setenv("LIBVIRT_DEFAULT_URI", "")
+	d := libvirttest.Start(t)
+	conn, err := libvirt.NewConnect(d.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &lab{d, conn}
+}
+
+// define defines a domain and starts it if asked.
+func (l *lab) define(t *testing.T, name, metadata string, start bool) *libvirt.Domain {
+	t.Helper()
+	dom, err := l.conn.DomainDefineXML(libvirttest.DomainXML(name, metadata))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dom.Free() })
+	if start {
+		if err := dom.Create(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { dom.Destroy() })
+	}
+	return dom
+}
+
+const element = `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace/></frail:frail>`
+
+// noModule is how a domain shows that should be traced on a machine without frail.ko.
+const noModule = "error: open /dev/frail: frail.ko is not loaded: modprobe frail"
+
+// states returns the table of frail list as name -> state.
+func (p *daemonProcess) states(t *testing.T, args ...string) (map[string]string, error) {
+	t.Helper()
+	out, _, err := p.frail(t, append([]string{"-q", "list"}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	states := make(map[string]string)
+	for line := range strings.Lines(out) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 {
+			return nil, fmt.Errorf("line %q has too few columns", line)
+		}
+		states[fields[1]] = strings.Join(fields[2:], " ")
+	}
+	return states, nil
+}
+
+// wantStates waits until frail list shows these domains, and no others.
+func (p *daemonProcess) wantStates(t *testing.T, want map[string]string, args ...string) {
+	t.Helper()
+	eventually(t, func() error {
+		got, err := p.states(t, args...)
+		if err != nil {
+			return err
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Errorf("domains are %v, want %v", got, want)
+		}
+		return nil
+	})
+}
+
+// The command and the daemon together, on a machine without frail.ko.
+func TestDaemon(t *testing.T) {
+	fraild := filepath.Join(t.TempDir(), "fraild")
+	if out, err := exec.Command("go", "build", "-tags", "libvirt_dlopen", "-o", fraild, "frail/cmd/fraild").CombinedOutput(); err != nil {
+		t.Fatalf("build fraild: %v\n%s", err, out)
+	}
+	t.Run("domains", func(t *testing.T) { testDomains(t, fraild) })
+	t.Run("without libvirt", func(t *testing.T) { testWithoutLibvirt(t, fraild) })
+	t.Run("reflection", func(t *testing.T) { testReflection(t, fraild) })
+}
+
+// Domains of a real libvirt through a real fraild.
+func testDomains(t *testing.T, fraild string) {
+	l := startLab(t)
+	asks := l.define(t, "asks", element, true)
+	l.define(t, "bad", `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trase/></frail:frail>`, true)
+	l.define(t, "plain", "", true)
+	l.define(t, "sleeping", element, false)
+	p := prepareDaemon(t, fraild, t.TempDir(), l.URI, l.StatusDir)
+	startDaemon(t, p)
+
+	const invalid = "error: invalid frail metadata: frail/trase: unknown element"
+	p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)"})
+	p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)", "sleeping": "shut off"}, "--all")
+
+	t.Run("table", func(t *testing.T) {
+		out, _, err := p.frail(t, "list", "--all")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(out, "\n")
+		if want := " Id   Name       State"; lines[0] != want {
+			t.Errorf("header is %q, want %q", lines[0], want)
+		}
+		if strings.Trim(lines[1], "-") != "" || lines[1] == "" {
+			t.Errorf("second line is %q", lines[1])
+		}
+		if want := " -    sleeping   shut off"; lines[5] != want {
+			t.Errorf("last line is %q, want %q", lines[5], want)
+		}
+	})
+
+	t.Run("json", func(t *testing.T) {
+		out, _, err := p.frail(t, "list", "--json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			URI     string
+			Domains []struct {
+				UUID, Name, State, Reason string
+				ID, PID                   int
+				Active, Enabled           bool
+				VM                        *struct{}
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &doc); err != nil {
+			t.Fatalf("%v in\n%s", err, out)
+		}
+		if doc.URI != l.URI || len(doc.Domains) != 3 {
+			t.Fatalf("document is %+v", doc)
+		}
+		uuid, err := asks.GetUUIDString()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := doc.Domains[0]
+		if d.UUID != uuid || d.Name != "asks" || d.State != "STATE_ERROR" || "error: "+d.Reason != noModule ||
+			d.ID == 0 || d.PID == 0 || !d.Active || !d.Enabled || d.VM != nil {
+			t.Errorf("first domain is %+v", d)
+		}
+	})
+
+	t.Run("enable and disable a running domain", func(t *testing.T) {
+		out, _, err := p.frail(t, "-c", l.URI, "enable", "plain", "--live")
+		if err != nil || out != "Domain 'plain' enabled for tracing\n" {
+			t.Fatalf("enable prints %q, error %v", out, err)
+		}
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": noModule})
+		if _, _, err := p.frail(t, "-c", l.URI, "disable", "plain"); err != nil {
+			t.Fatal(err)
+		}
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)"})
+	})
+
+	t.Run("domain by id and UUID", func(t *testing.T) {
+		id, err := asks.GetID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		uuid, err := asks.GetUUIDString()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{fmt.Sprint(id), uuid} {
+			if out, _, err := p.frail(t, "-c", l.URI, "enable", key); err != nil || out != "Domain 'asks' enabled for tracing\n" {
+				t.Errorf("enable %s prints %q, error %v", key, out, err)
+			}
+			// The daemon finds it as well: the error is the domain's own.
+			_, _, err := p.frail(t, "trace", key)
+			wantError(t, err, "domain 'asks' is not traced: open /dev/frail: frail.ko is not loaded")
+		}
+	})
+
+	t.Run("configuration of a domain that is shut off", func(t *testing.T) {
+		dom, err := l.conn.LookupDomainByName("sleeping")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dom.Free()
+		_, _, err = p.frail(t, "-c", l.URI, "disable", "sleeping", "--live")
+		wantError(t, err, "domain is not running")
+		if _, _, err := p.frail(t, "-c", l.URI, "disable", "sleeping", "--config"); err != nil {
+			t.Fatal(err)
+		}
+		if err := dom.Create(); err != nil {
+			t.Fatal(err)
+		}
+		defer dom.Destroy()
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)", "sleeping": "not traced (disabled)"})
+	})
+
+	t.Run("errors of domain arguments", func(t *testing.T) {
+		_, _, err := p.frail(t, "-c", l.URI, "enable", "nobody")
+		wantError(t, err, "failed to get domain 'nobody': Domain not found")
+		_, _, err = p.frail(t, "-c", l.URI, "enable")
+		wantError(t, err, "command 'enable' requires DOMAIN")
+		_, _, err = p.frail(t, "-c", l.URI, "enable", "a", "b")
+		wantError(t, err, "unexpected data 'b'")
+		_, _, err = p.frail(t, "-c", l.URI, "enable", "plain", "--current", "--live")
+		wantError(t, err, "current", "live")
+		_, _, err = p.frail(t, "-c", "qemu+unix:///system?socket=/nonexistent", "enable", "plain")
+		wantError(t, err, "failed to connect to the hypervisor")
+	})
+
+	t.Run("trace that cannot be", func(t *testing.T) {
+		_, _, err := p.frail(t, "trace", "nobody")
+		wantError(t, err, "failed to get domain 'nobody'")
+		_, _, err = p.frail(t, "trace", "plain")
+		wantError(t, err, "domain 'plain' is not traced: frail enable it")
+		_, _, err = p.frail(t, "trace", "plain", "--filter-syscall", "opnat")
+		wantError(t, err, "opnat", "open")
+		_, _, err = p.frail(t, "trace", "plain", "--wait", "--filter-comm", "a-name-that-is-too-long")
+		wantError(t, err, "first 15 bytes")
+		// BPF programs load here; there is nothing to attach them to.
+		_, _, err = p.frail(t, "trace", "plain", "--wait")
+		wantError(t, err, "cannot trace: load frail.ko", "guest_sys_")
+	})
+
+	t.Run("another libvirt than fraild's", func(t *testing.T) {
+		_, _, err := p.frail(t, "-c", "qemu:///session", "list")
+		wantError(t, err, "fraild watches "+l.URI+", not qemu:///session")
+		t.Setenv("LIBVIRT_DEFAULT_URI", "test:///default")
+		_, _, err = p.frail(t, "trace", "plain")
+		wantError(t, err, "not test:///default")
+	})
+
+	t.Run("doctor", func(t *testing.T) {
+		out, _, err := p.frail(t, "-c", l.URI, "doctor")
+		if err == nil {
+			t.Error("doctor finds no fault on a machine without frail.ko")
+		}
+		for _, want := range []string{"PASS  fraild ", "PASS  fraild: libvirt", "FAIL  frail.ko", "FAIL  fraild: BPF", "fix: modprobe frail", "PASS  fraild: QEMU processes", "PASS  libvirt "} {
+			if !strings.Contains(out, want) {
+				t.Errorf("doctor does not print %q:\n%s", want, out)
+			}
+		}
+	})
+
+	t.Run("domain that is undefined", func(t *testing.T) {
+		dom, err := l.conn.LookupDomainByName("bad")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dom.Free()
+		if err := dom.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": "shut off (" + invalid + ")", "plain": "not traced (disabled)", "sleeping": "shut off"}, "--all")
+		if err := dom.Undefine(); err != nil {
+			t.Fatal(err)
+		}
+		p.wantStates(t, map[string]string{"asks": noModule, "plain": "not traced (disabled)", "sleeping": "shut off"}, "--all")
+	})
+
+	t.Run("fraild killed and started again", func(t *testing.T) {
+		p.end(t, unix.SIGKILL)
+		_, _, err := p.frail(t, "list")
+		wantError(t, err, "fraild does not run", "systemctl start fraild")
+		again := prepareDaemon(t, fraild, p.dir, l.URI, l.StatusDir)
+		startDaemon(t, again)
+		again.wantStates(t, map[string]string{"asks": noModule, "plain": "not traced (disabled)"})
+		if !strings.Contains(p.log.String(), "domain=bad") || !strings.Contains(p.log.String(), "frail/trase: unknown element") {
+			t.Error("the log does not tell of the bad metadata")
+		}
+	})
+}
+
+// fraild without a libvirt is ready, says so, and ends in order.
+func testWithoutLibvirt(t *testing.T, fraild string) {
+	t.Setenv("LIBVIRT_DEFAULT_URI", "")
+	dir := t.TempDir()
+	const uri = "qemu+unix:///system?socket=/nonexistent"
+	p := prepareDaemon(t, fraild, dir, uri, filepath.Join(dir, "status"))
+	startDaemon(t, p)
+
+	_, _, err := p.frail(t, "list")
+	wantError(t, err, "fraild cannot reach libvirt at "+uri)
+
+	info, err := os.Stat(p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o660 {
+		t.Errorf("the socket's mode is %04o", info.Mode().Perm())
+	}
+
+	out, _, err := p.frail(t, "version")
+	if err != nil || !strings.HasPrefix(out, "frail ") || !strings.Contains(out, "\nfraild ") {
+		t.Errorf("version prints %q, error %v", out, err)
+	}
+
+	out, _, err = p.frail(t, "-c", uri, "doctor", "--json")
+	if err == nil {
+		t.Error("doctor finds no fault without libvirt")
+	}
+	var doc struct {
+		Checks []struct {
+			Name, Detail, Fix string
+			Ok                bool
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &doc); err != nil {
+		t.Fatalf("%v in\n%s", err, out)
+	}
+	failed := make(map[string]bool)
+	for _, c := range doc.Checks {
+		failed[c.Name] = !c.Ok
+		if !c.Ok && c.Fix == "" {
+			t.Errorf("no fix for %q: %s", c.Name, c.Detail)
+		}
+	}
+	for _, name := range []string{"libvirt", "fraild: libvirt"} {
+		if !failed[name] {
+			t.Errorf("check %q does not fail", name)
+		}
+	}
+
+	second := prepareDaemon(t, fraild, dir, uri, filepath.Join(dir, "status"))
+	if err := second.cmd.Run(); err == nil || !strings.Contains(second.log.String(), "another fraild serves") {
+		t.Errorf("a second fraild ends with %v: %s", err, second.log)
+	}
+
+	if err := p.end(t, unix.SIGTERM); err != nil {
+		t.Errorf("fraild ends with %v", err)
+	}
+}
+
+// The server describes its own interface.
+func testReflection(t *testing.T, fraild string) {
+	dir := t.TempDir()
+	p := prepareDaemon(t, fraild, dir, "qemu+unix:///system?socket=/nonexistent", dir)
+	startDaemon(t, p)
+	conn, err := grpc.NewClient("unix://"+p.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&grpc_reflection_v1.ServerReflectionRequest{
+		MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range resp.GetListServicesResponse().GetService() {
+		if s.GetName() == "frail.v1.Frail" {
+			return
+		}
+	}
+	t.Errorf("services are %v", resp)
+}
+
+// Without a daemon the error says what to do.
+func TestNoDaemon(t *testing.T) {
+	dir := t.TempDir()
+	p := &daemonProcess{socket: filepath.Join(dir, "frail.sock")}
+	for _, args := range [][]string{{"list"}, {"trace", "x"}} {
+		_, _, err := p.frail(t, args...)
+		wantError(t, err, "fraild does not run", "systemctl start fraild")
+	}
+	out, _, err := p.frail(t, "version")
+	if err != nil || !strings.HasPrefix(out, "frail ") {
+		t.Errorf("version prints %q, error %v", out, err)
+	}
+	_, _, err = p.frail(t, "lst")
+	wantError(t, err, `unknown command "lst"`)
+	_, _, err = p.frail(t, "list", "--al")
+	wantError(t, err, "unknown flag: --al")
+	out, _, err = p.frail(t, "trace", "--help")
+	if err != nil || !strings.Contains(out, "--filter-syscall LIST") {
+		t.Errorf("help prints %q, error %v", out, err)
+	}
+}

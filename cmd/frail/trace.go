@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"frail/api"
+	"frail/bpf"
+	"frail/tracer"
+	"frail/tracer/format"
+)
+
+// stopTimeout bounds how long fraild may take to deliver the rest of a trace that the user
+// ended.
+const stopTimeout = 10 * time.Second
+
+// traceOptions are the flags of frail trace.
+type traceOptions struct {
+	json      bool
+	syscalls  string
+	comm      string
+	timestamp bool
+	limit     uint64
+	wait      bool
+	readyFile string
+}
+
+func newTraceCmd(opts *options) *cobra.Command {
+	var t traceOptions
+	cmd := &cobra.Command{
+		Use:   "trace DOMAIN",
+		Short: "Show a domain's system calls as they happen",
+		Long: `Show a domain's system calls as they happen, until Ctrl-C or until the domain stops.
+A summary closes the output: how many events were shown, and how many were lost and why.
+
+Arguments are the values of the registers. What they point to is not read.`,
+		Example: `  frail trace guest1
+  frail trace guest1 --filter-syscall openat,execve
+  frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
+  frail trace guest1 --json --limit 1000`,
+		Args: exactDomain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := dialDaemon(opts.socket)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			st, err := client.Status(cmd.Context(), &api.StatusRequest{})
+			if err != nil {
+				return err
+			}
+			if err := opts.checkURI(st.GetUri()); err != nil {
+				return err
+			}
+			return t.run(cmd.Context(), client, args[0], cmd.OutOrStdout(), func(note string) {
+				if !opts.quiet {
+					fmt.Fprintln(cmd.ErrOrStderr(), note)
+				}
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")
+	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls, names or numbers separated by commas; all but these after a `LIST`'s leading !")
+	flags.StringVar(&t.comm, "filter-comm", "", "show only threads of this `NAME`")
+	flags.BoolVar(&t.timestamp, "timestamp", false, "show the time of day of each event")
+	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are shown")
+	return cmd
+}
+
+// run shows a trace until ctx is done or the daemon ends it. note shows a message that is
+// no part of the trace.
+func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain string, w io.Writer, note func(string)) error {
+	// Not ctx: the rest of the trace and its summary come after ctx is done.
+	callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stream, err := client.Trace(callCtx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&api.TraceRequest{Request: &api.TraceRequest_Start{Start: &api.TraceStart{
+		Domain:   domain,
+		Syscalls: t.syscalls,
+		Comm:     t.comm,
+		Wait:     t.wait,
+		Limit:    t.limit,
+	}}}); err != nil && !errors.Is(err, io.EOF) { // Recv tells what EOF hides
+		return err
+	}
+	defer context.AfterFunc(ctx, func() {
+		// A failure shows in Recv.
+		_ = stream.Send(&api.TraceRequest{Request: &api.TraceRequest_Stop{Stop: &api.TraceStop{}}})
+		_ = stream.CloseSend()
+		time.AfterFunc(stopTimeout, cancel)
+	})()
+
+	var (
+		f    = t.formatter(0)
+		ev   bpf.Event
+		text []byte
+	)
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			if ctx.Err() != nil && callCtx.Err() != nil {
+				return fmt.Errorf("fraild did not end the trace within %s", stopTimeout)
+			}
+			return err
+		}
+		switch rec := resp.GetRecord().(type) {
+		case *api.TraceResponse_Started:
+			f = t.formatter(time.Duration(rec.Started.GetRealtimeOffset()))
+			if rec.Started.GetVm() == 0 {
+				note(fmt.Sprintf("waiting for domain '%s' to be traced", printable(rec.Started.GetName())))
+			}
+			if t.readyFile != "" {
+				if err := os.WriteFile(t.readyFile, nil, 0o644); err != nil {
+					return fmt.Errorf("create ready file: %w", err)
+				}
+			}
+		case *api.TraceResponse_Events:
+			for _, e := range rec.Events.GetEvents() {
+				e.Unpack(&ev)
+				text = f.AppendEvent(text, &ev)
+			}
+		case *api.TraceResponse_Lost:
+			text = f.AppendLost(text, tracer.Lost{Time: rec.Lost.GetTime(), Losses: losses(rec.Lost.GetCounts())})
+		case *api.TraceResponse_Summary:
+			sum := rec.Summary
+			text = f.AppendSummary(text, tracer.Summary{Delivered: sum.GetEvents(), Lost: losses(sum.GetLost())})
+			if _, err := w.Write(text); err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+			return endOf(sum.GetReason(), domain, note)
+		}
+		if _, err := w.Write(text); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		text = text[:0]
+	}
+}
+
+// formatter returns how the trace is written. offset makes the time of day of an event's
+// time.
+func (t *traceOptions) formatter(offset time.Duration) format.Formatter {
+	if t.json {
+		return &format.JSON{Offset: offset}
+	}
+	return &format.Text{Timestamp: t.timestamp, Offset: offset, Location: time.Local}
+}
+
+// endOf says why a trace ended that the user did not end.
+func endOf(reason, domain string, note func(string)) error {
+	switch reason {
+	case "stopped", "limit":
+	case "shut off":
+		note(fmt.Sprintf("domain '%s' was shut off", printable(domain)))
+	case "disabled":
+		note(fmt.Sprintf("domain '%s' is not traced any more", printable(domain)))
+	default:
+		return fmt.Errorf("trace ended by fraild: %s", printable(reason))
+	}
+	return nil
+}
+
+func losses(c *api.LossCounts) tracer.Losses {
+	return tracer.Losses{RingFull: c.GetRingFull(), ReadFault: c.GetReadFault(), Recursion: c.GetRecursion()}
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command fraild arms the virtual machines whose libvirt metadata asks for it and serves
+// their system calls to the frail command.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"frail/api"
+	"frail/hooks"
+)
+
+// stopTimeout bounds how long clients may take to accept the end of their traces.
+const stopTimeout = 5 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	// A second signal kills a daemon that does not end.
+	context.AfterFunc(ctx, stop)
+
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "fraild:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the daemon. It returns nil when ctx ends it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("fraild", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	path := flags.String("config", "", "configuration `file` (default "+defaultConfigPath+", if it exists)")
+	version := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if *version {
+		fmt.Fprintln(stdout, "fraild", api.Version())
+		return nil
+	}
+	must := *path != ""
+	if !must {
+		*path = defaultConfigPath
+	}
+	cfg, err := loadConfig(*path, must)
+	if err != nil {
+		return err
+	}
+	log := newLogger(stderr, cfg.Log.Level)
+	listener, lock, err := listen(cfg.API.Socket, cfg.API.Group)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", cfg.API.Socket, err)
+	}
+	defer lock.Close()
+	defer listener.Close()
+	// The hook is an accelerator: without its socket domains are found all the same.
+	hook, err := hooks.ListenHook(cfg.Hook.Socket)
+	if err != nil {
+		log.Warn("cannot listen to libvirt's qemu hook", "err", err)
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m := newManager(&host{cfg: cfg, log: log})
+	watched := make(chan error, 1)
+	go func() {
+		defer cancel()
+		watched <- m.run(ctx, hooks.Options{
+			URI:       cfg.Libvirt.URI,
+			StatusDir: cfg.Libvirt.StatusDir,
+			Hook:      hook,
+			Log:       log,
+		})
+	}()
+
+	select {
+	case <-m.ready:
+	case <-ctx.Done():
+		return <-watched
+	}
+	g := newServer(ctx, m).grpc()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(listener) }()
+	log.Info("ready", "version", api.Version(), "socket", cfg.API.Socket, "uri", cfg.Libvirt.URI)
+	if err := notify("READY=1"); err != nil {
+		log.Warn("service manager not told", "err", err)
+	}
+
+	select {
+	case <-ctx.Done():
+	case err = <-served:
+		cancel()
+	}
+	log.Info("stopping")
+	if err := notify("STOPPING=1"); err != nil {
+		log.Warn("service manager not told", "err", err)
+	}
+	force := time.AfterFunc(stopTimeout, g.Stop)
+	g.GracefulStop()
+	force.Stop()
+	if werr := <-watched; werr != nil {
+		return werr
+	}
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", cfg.API.Socket, err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"frail/api"
+)
+
+// server answers fraild's clients.
+type server struct {
+	api.UnimplementedFrailServer
+	manager *manager
+	started time.Time
+
+	// sessions has room for as many Trace calls as may run at once.
+	sessions chan struct{}
+
+	// stopping is done when the daemon stops: traces end with a summary.
+	stopping context.Context
+}
+
+func newServer(stopping context.Context, m *manager) *server {
+	return &server{
+		manager:  m,
+		started:  time.Now(),
+		sessions: make(chan struct{}, m.host.cfg.Trace.MaxSessions),
+		stopping: stopping,
+	}
+}
+
+// grpc returns a gRPC server that serves s, with reflection.
+func (s *server) grpc() *grpc.Server {
+	g := grpc.NewServer()
+	api.RegisterFrailServer(g, s)
+	reflection.Register(g)
+	return g
+}
+
+// Status implements api.FrailServer.
+func (s *server) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {
+	resp := &api.StatusResponse{
+		Version:       api.Version(),
+		Pid:           int32(os.Getpid()),
+		ReadyUnixNano: s.started.UnixNano(),
+		Uri:           s.manager.host.cfg.Libvirt.URI,
+		Sessions:      uint32(len(s.sessions)),
+	}
+	for _, d := range s.manager.list() {
+		if snap, _ := d.snapshot(); snap.vm != nil {
+			resp.Traced++
+		}
+	}
+	return resp, nil
+}
+
+// List implements api.FrailServer.
+func (s *server) List(_ context.Context, req *api.ListRequest) (*api.ListResponse, error) {
+	resp := &api.ListResponse{Uri: s.manager.host.cfg.Libvirt.URI}
+	for _, d := range s.manager.list() {
+		if snap, _ := d.snapshot(); snap.Active || req.GetAll() {
+			resp.Domains = append(resp.Domains, describe(d, snap))
+		}
+	}
+	if err := s.manager.connected(); err != nil && len(resp.Domains) == 0 {
+		return nil, status.Errorf(codes.Unavailable, "fraild cannot reach libvirt at %s: %v", resp.Uri, err)
+	}
+	return resp, nil
+}
+
+func describe(d *domain, snap snapshot) *api.Domain {
+	desc := &api.Domain{
+		Uuid:    snap.UUID,
+		Name:    snap.Name,
+		Id:      int32(snap.ID),
+		Pid:     int32(snap.PID),
+		Active:  snap.Active,
+		Enabled: snap.Config.Trace,
+		State:   snap.state,
+		Reason:  snap.reason,
+	}
+	if snap.vm == nil {
+		return desc
+	}
+	// The VM may be disarmed at any moment; its counters are then no longer of interest.
+	st, err := snap.vm.Status()
+	if err != nil {
+		return desc
+	}
+	d.observe(st)
+	desc.Vm = &api.VM{
+		Id:             st.Vm,
+		Generation:     st.Generation,
+		Vcpus:          st.Vcpus,
+		ArmedVcpus:     st.ArmedVcpus,
+		Enters:         st.Enters,
+		Exits:          st.Exits,
+		Refetches:      st.Refetches,
+		IdentityMisses: st.IdentityMisses,
+		Release:        snap.release,
+	}
+	return desc
+}

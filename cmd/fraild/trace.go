@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"frail/api"
+	"frail/bpf"
+	"frail/tracer"
+	"frail/tracer/format"
+	"frail/tracer/syscalls"
+)
+
+// end is why a trace ends in order: the reason its summary gives.
+type end string
+
+func (e end) Error() string { return string(e) }
+
+const (
+	endStopped  = end("stopped")
+	endLimit    = end("limit")
+	endDisarmed = end("disabled")
+	endShutOff  = end("shut off")
+	endDaemon   = end("daemon stops")
+)
+
+type traceStream = grpc.BidiStreamingServer[api.TraceRequest, api.TraceResponse]
+
+// Trace implements api.FrailServer.
+func (s *server) Trace(stream traceStream) error {
+	req, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	start := req.GetStart()
+	if start == nil {
+		return status.Error(codes.InvalidArgument, "the first message of a trace is not its start")
+	}
+	d := s.manager.find(start.GetDomain())
+	if d == nil {
+		return status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", start.GetDomain())
+	}
+	filter, err := traceFilter(start)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	select {
+	case s.sessions <- struct{}{}:
+		defer func() { <-s.sessions }()
+	default:
+		return status.Errorf(codes.ResourceExhausted, "%d traces run already, the limit of trace.max_sessions", cap(s.sessions))
+	}
+
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopping, func() { cancel(endDaemon) })()
+	go func() {
+		// A client may have nothing more to say: only when its connection is gone is
+		// the context done.
+		req, err := stream.Recv()
+		switch {
+		case err != nil:
+		case req.GetStop() != nil:
+			cancel(endStopped)
+		default:
+			cancel(status.Error(codes.InvalidArgument, "a message of a running trace is not its stop"))
+		}
+	}()
+	return (&session{
+		domain: d,
+		start:  start,
+		stream: stream,
+		cancel: cancel,
+
+		stopping: s.stopping,
+	}).run(ctx, tracer.Options{Filter: filter, RingBytes: s.manager.host.cfg.Trace.RingBytes})
+}
+
+func traceFilter(start *api.TraceStart) (tracer.Filter, error) {
+	calls, err := syscalls.ParseFilter(start.GetSyscalls())
+	if err != nil {
+		return tracer.Filter{}, err
+	}
+	f := tracer.Filter{Syscalls: calls}
+	if comm := start.GetComm(); comm != "" {
+		f.Comms = []string{comm}
+	}
+	return f, nil
+}
+
+// session is one Trace call. It is the sink of its tracer.
+type session struct {
+	domain *domain
+	start  *api.TraceStart
+	stream traceStream
+	cancel context.CancelCauseFunc
+
+	// stopping is done when the daemon stops.
+	stopping context.Context
+
+	batch api.Batch
+	taken uint64 // events, the batch's too
+}
+
+// run traces until ctx ends or the domain's VM is gone.
+func (s *session) run(ctx context.Context, opts tracer.Options) error {
+	snap, changed := s.domain.snapshot()
+	if snap.vm == nil && !s.start.GetWait() {
+		return status.Error(codes.FailedPrecondition, notTraced(snap))
+	}
+	t, err := tracer.New(opts)
+	if err != nil {
+		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)
+	}
+	defer t.Close()
+	if err := t.Attach(); err != nil {
+		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)
+	}
+	var vm uint32
+	if snap.vm != nil {
+		vm = snap.vm.ID()
+		if err := t.AddVM(vm); err != nil {
+			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		}
+	}
+	offset, err := format.WallOffset()
+	if err != nil {
+		return status.Errorf(codes.Internal, "cannot trace: %v", err)
+	}
+	if err := s.send(&api.TraceResponse{Record: &api.TraceResponse_Started{Started: &api.TraceStarted{
+		Uuid: snap.UUID, Name: snap.Name, Vm: vm, RealtimeOffset: int64(offset),
+	}}}); err != nil {
+		return err
+	}
+	if vm == 0 {
+		for snap.vm == nil {
+			if snap.gone {
+				return s.finish(t, endShutOff)
+			}
+			select {
+			case <-changed:
+				snap, changed = s.domain.snapshot()
+			case <-ctx.Done():
+				return s.finish(t, context.Cause(ctx))
+			}
+		}
+		vm = snap.vm.ID()
+		if err := t.AddVM(vm); err != nil {
+			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		}
+		if err := s.send(&api.TraceResponse{Record: &api.TraceResponse_Armed{Armed: &api.TraceArmed{Vm: vm}}}); err != nil {
+			return err
+		}
+	}
+
+	go s.follow(ctx, vm, changed)
+	err = t.Run(ctx, s)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return s.finish(t, err)
+}
+
+// notTraced says why a domain has no events and what to do about it.
+func notTraced(snap snapshot) string {
+	switch {
+	case snap.state == api.State_STATE_ERROR:
+		return fmt.Sprintf("domain '%s' is not traced: %s", snap.Name, snap.reason)
+	case !snap.Active:
+		return fmt.Sprintf("domain '%s' is shut off: virsh start it, or wait for it with --wait", snap.Name)
+	case snap.state == api.State_STATE_ARMING:
+		return fmt.Sprintf("domain '%s' is not traced yet: wait for it with --wait", snap.Name)
+	default:
+		return fmt.Sprintf("domain '%s' is not traced: frail enable it, with --live to start now", snap.Name)
+	}
+}
+
+// follow ends the trace when the domain's VM is no longer the one that is traced.
+func (s *session) follow(ctx context.Context, vm uint32, changed <-chan struct{}) {
+	for {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		var snap snapshot
+		snap, changed = s.domain.snapshot()
+		switch {
+		case snap.vm != nil && snap.vm.ID() == vm:
+		case s.stopping.Err() != nil:
+			s.cancel(endDaemon) // it disarms all
+			return
+		case snap.Active && !snap.gone && snap.vm == nil:
+			s.cancel(endDisarmed)
+			return
+		default:
+			s.cancel(endShutOff)
+			return
+		}
+	}
+}
+
+// finish closes the stream: with a summary when the trace ended in order.
+func (s *session) finish(t *tracer.Tracer, cause error) error {
+	if err := s.stream.Context().Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	reason, ok := errors.AsType[end](cause)
+	if !ok {
+		return cause
+	}
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	sum, err := t.Summary()
+	if err != nil {
+		return status.Errorf(codes.Internal, "summarize trace: %v", err)
+	}
+	return s.send(&api.TraceResponse{Record: &api.TraceResponse_Summary{Summary: &api.Summary{
+		Events: s.taken,
+		Lost:   lossCounts(sum.Lost),
+		Reason: string(reason),
+	}}})
+}
+
+func (s *session) send(resp *api.TraceResponse) error { return s.stream.Send(resp) }
+
+// Event implements tracer.Sink.
+func (s *session) Event(ev *bpf.Event) error {
+	s.batch.Add(ev)
+	s.taken++
+	if s.batch.Full() {
+		if err := s.Flush(); err != nil {
+			return err
+		}
+	}
+	if s.taken == s.start.GetLimit() {
+		return endLimit
+	}
+	return nil
+}
+
+// Lost implements tracer.Sink.
+func (s *session) Lost(l tracer.Lost) error {
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	return s.send(&api.TraceResponse{Record: &api.TraceResponse_Lost{Lost: &api.Lost{
+		Time:   l.Time,
+		Counts: lossCounts(l.Losses),
+	}}})
+}
+
+// Flush implements tracer.Sink.
+func (s *session) Flush() error {
+	if s.batch.Len() == 0 {
+		return nil
+	}
+	return s.send(s.batch.Take())
+}
+
+func lossCounts(l tracer.Losses) *api.LossCounts {
+	return &api.LossCounts{RingFull: l.RingFull, ReadFault: l.ReadFault, Recursion: l.Recursion}
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"frail/api"
+	"frail/bpf"
+	"frail/tracer"
+)
+
+// sinkServer drives a session's sink as a tracer does. The tracer is real, but nothing
+// attaches it: events come from feed.
+type sinkServer struct {
+	api.UnimplementedFrailServer
+	feed func(*session) error
+}
+
+func (s *sinkServer) Trace(stream traceStream) error {
+	req, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	t, err := tracer.New(tracer.Options{RingBytes: minRingBytes})
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	sess := &session{start: req.GetStart(), stream: stream}
+	return sess.finish(t, s.feed(sess))
+}
+
+// collect returns all messages of a trace that ended without an error.
+func collect(t *testing.T, start *api.TraceStart, feed func(*session) error) []*api.TraceResponse {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "frail.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	api.RegisterFrailServer(g, &sinkServer{feed: feed})
+	go g.Serve(l)
+	defer g.Stop()
+
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	stream, err := api.NewFrailClient(conn).Trace(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&api.TraceRequest{Request: &api.TraceRequest_Start{Start: start}}); err != nil {
+		t.Fatal(err)
+	}
+	var all []*api.TraceResponse
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			t.Fatalf("after %d messages: %v", len(all), err)
+		}
+		all = append(all, resp)
+		if resp.GetSummary() != nil {
+			return all
+		}
+	}
+}
+
+func TestStream(t *testing.T) {
+	// More than two full batches, with a loss in the middle of the second.
+	const total, lossAt = 2*api.MaxEvents + 100, api.MaxEvents + 17
+	all := collect(t, &api.TraceStart{}, func(s *session) error {
+		for i := range total {
+			if i == lossAt {
+				if err := s.Lost(tracer.Lost{Time: 42, Losses: tracer.Losses{RingFull: 5, Recursion: 2}}); err != nil {
+					return err
+				}
+			}
+			if err := s.Event(&bpf.Event{Kind: bpf.EventEnter, Nr: int64(i)}); err != nil {
+				return err
+			}
+		}
+		return endStopped
+	})
+	next := int64(0)
+	for _, resp := range all {
+		switch rec := resp.GetRecord().(type) {
+		case *api.TraceResponse_Events:
+			for _, e := range rec.Events.GetEvents() {
+				if e.GetNr() != next {
+					t.Fatalf("event %d comes in place of %d", e.GetNr(), next)
+				}
+				next++
+			}
+		case *api.TraceResponse_Lost:
+			if next != lossAt {
+				t.Errorf("the loss comes after %d events, not %d", next, lossAt)
+			}
+			if l := rec.Lost; l.GetTime() != 42 || l.GetCounts().GetRingFull() != 5 || l.GetCounts().GetRecursion() != 2 {
+				t.Errorf("the loss is %v", l)
+			}
+		case *api.TraceResponse_Summary:
+			if s := rec.Summary; s.GetEvents() != total || s.GetReason() != "stopped" {
+				t.Errorf("the summary is %v", s)
+			}
+		}
+	}
+	if next != total {
+		t.Errorf("%d events were delivered of %d", next, total)
+	}
+}
+
+func TestLimit(t *testing.T) {
+	for _, limit := range []uint64{1, api.MaxEvents, api.MaxEvents + 1} {
+		all := collect(t, &api.TraceStart{Limit: limit}, func(s *session) error {
+			for {
+				if err := s.Event(&bpf.Event{Kind: bpf.EventExit}); err != nil {
+					return err
+				}
+			}
+		})
+		var n uint64
+		for _, resp := range all {
+			n += uint64(len(resp.GetEvents().GetEvents()))
+		}
+		sum := all[len(all)-1].GetSummary()
+		if n != limit || sum.GetEvents() != limit || sum.GetReason() != "limit" {
+			t.Errorf("limit %d: %d events, summary %v", limit, n, sum)
+		}
+	}
+}
