@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hooks
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+// inDomain returns a domain document around the contents of its metadata.
+func inDomain(metadata string) string {
+	return `<domain type='kvm' id='7'><name>vm</name><uuid>8bef7390-6f72-4765-ab18-31ca6b3a2bd7</uuid>` +
+		`<metadata>` + metadata + `</metadata><memory>1</memory></domain>`
+}
+
+func TestParseConfig(t *testing.T) {
+	const ns = `xmlns:frail="urn:frail:domain:1.0"`
+	for _, test := range []struct {
+		name  string
+		doc   string
+		trace bool
+	}{
+		{"no metadata", `<domain><name>vm</name></domain>`, false},
+		{"no element of ours", inDomain(`<a:b xmlns:a="urn:a"><frail><trace/></frail></a:b>`), false},
+		{"an empty element", inDomain(`<frail:frail ` + ns + `/>`), false},
+		{"a traced domain", inDomain(`<frail:frail ` + ns + `><frail:trace/></frail:frail>`), true},
+		{"another prefix", inDomain(`<x:frail xmlns:x="urn:frail:domain:1.0"><x:trace/></x:frail>`), true},
+		{"a default namespace", inDomain(`<frail xmlns="urn:frail:domain:1.0"><trace/></frail>`), true},
+		{"two prefixes", inDomain(`<a:frail xmlns:a="urn:frail:domain:1.0" xmlns:b="urn:frail:domain:1.0"><b:trace/></a:frail>`), true},
+		{"both exits", inDomain(`<frail:frail ` + ns + `><frail:trace exits="both"/></frail:frail>`), true},
+		{"white space and comments", inDomain("\n <!-- a --> <frail:frail " + ns + ">\n\t<!-- b -->\n <frail:trace>\n</frail:trace>\n</frail:frail>\n"), true},
+		{"our element inside another's", inDomain(`<a:b xmlns:a="urn:a" ` + ns + `><frail:frail><frail:trace/></frail:frail></a:b>`), false},
+		{"our element outside the metadata", `<domain><devices><frail:frail ` + ns + `><frail:trace/></frail:frail></devices></domain>`, false},
+		{"an XML declaration and libvirt's comment", `<?xml version="1.0"?><!-- WARNING: THIS IS AN AUTO-GENERATED FILE. -->` + inDomain(``), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cfg, err := ParseConfig([]byte(test.doc))
+			if want := (Config{Trace: test.trace}); err != nil || cfg != want {
+				t.Errorf("got %+v, %v, want %+v", cfg, err, want)
+			}
+		})
+	}
+}
+
+func TestParseConfigRejectsWhatItDoesNotKnow(t *testing.T) {
+	const open, end = `<frail:frail xmlns:frail="urn:frail:domain:1.0">`, `</frail:frail>`
+	for _, test := range []struct {
+		name     string
+		metadata string
+		where    string
+		reason   string
+	}{
+		{"another root", `<frail:trace xmlns:frail="urn:frail:domain:1.0"/>`, "metadata/trace", "the element must be called frail"},
+		{"an unknown element", open + `<frail:alert/>` + end, "frail/alert", "unknown element"},
+		{"an element without namespace", open + `<trace/>` + end, "frail/trace", "element is not in the namespace urn:frail:domain:1.0 (is a prefix missing?)"},
+		{"an unknown element in trace", open + `<frail:trace><frail:calls/></frail:trace>` + end, "frail/trace/calls", "unknown element"},
+		{"an attribute", `<frail:frail xmlns:frail="urn:frail:domain:1.0" on="yes"/>`, "frail/@on", "unknown attribute"},
+		{"an attribute of trace", open + `<frail:trace on="yes"/>` + end, "frail/trace/@on", "unknown attribute"},
+		{"an attribute with a namespace", open + `<frail:trace frail:exits="both"/>` + end, "frail/trace/@exits", "unknown attribute"},
+		{"one exit", open + `<frail:trace exits="entry"/>` + end, "frail/trace/@exits", `"entry" is not supported by this version: use "both"`},
+		{"other exits", open + `<frail:trace exits="none"/>` + end, "frail/trace/@exits", `unknown value "none": use "both"`},
+		{"text", open + `on` + end, "frail", `unexpected text "on"`},
+		{"text in trace", open + `<frail:trace>on</frail:trace>` + end, "frail/trace", `unexpected text "on"`},
+		{"trace twice", open + `<frail:trace/><frail:trace/>` + end, "frail/trace", "the element occurs more than once"},
+		{"two elements", open + end + open + end, "metadata/frail", "a second element in the namespace urn:frail:domain:1.0"},
+		{"another version", `<frail:frail xmlns:frail="urn:frail:domain:2.0"/>`, "metadata/frail", `the namespace "urn:frail:domain:2.0" is not supported by this version: use urn:frail:domain:1.0`},
+		{"the first of many", open + `<frail:a/><frail:b/>c` + end, "frail/a", "unknown element"},
+		{"a long value, cut", open + `<frail:trace exits="` + strings.Repeat("é", 999) + `"/>` + end, "frail/trace/@exits", `unknown value "` + strings.Repeat("é", maxQuoted/2) + `...": use "both"`},
+		{"control characters", open + "<frail:trace exits='\u009b2J'/>" + end, "frail/trace/@exits", `unknown value "\u009b2J": use "both"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cfg, err := ParseConfig([]byte(inDomain(test.metadata)))
+			var bad *ConfigError
+			if !errors.As(err, &bad) {
+				t.Fatalf("got %+v, %v, want a *ConfigError", cfg, err)
+			}
+			if cfg != (Config{}) || bad.Where != test.where || bad.Reason != test.reason {
+				t.Errorf("got %+v, %q, %q, want nothing asked for, %q, %q", cfg, bad.Where, bad.Reason, test.where, test.reason)
+			}
+		})
+	}
+}
+
+func TestParseConfigRejectsWhatIsNoDomain(t *testing.T) {
+	for _, test := range []struct{ name, doc, want string }{
+		{"nothing", "", "the document has no root element"},
+		{"text", "hello", "the document has no root element"},
+		{"another document", "<network/>", "the root element is network, not <domain>"},
+		{"a domain in a namespace", `<domain xmlns="urn:a"/>`, "the root element is domain, not <domain>"},
+		{"a cut document", "<domain><metadata>", "unexpected EOF"},
+		{"two documents", "<domain/><domain/>", "a second root element domain"},
+		{"a broken tail", "<domain/><", "unexpected EOF"},
+		{"a bad id", "<domain id='x'/>", `domain id "x" is not a number`},
+		{"deep nesting", strings.Repeat("<domain>", maxXMLDepth+1), "elements are nested deeper than 256"},
+		{"an undefined entity", "<domain>&bomb;</domain>", "invalid character entity"},
+		{"too many bytes", strings.Repeat(" ", maxXMLBytes+1), "more than the limit"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cfg, err := ParseConfig([]byte(test.doc))
+			var bad *ConfigError
+			if err == nil || errors.As(err, &bad) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %+v, %v, want an error of the document with %q", cfg, err, test.want)
+			}
+		})
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add(inDomain(traceElement))
+	f.Add(inDomain(`<frail:frail xmlns:frail="urn:frail:domain:2.0"/>`))
+	f.Add(`<domain id='-1'/>`)
+	f.Fuzz(func(t *testing.T, doc string) {
+		cfg, err := ParseConfig([]byte(doc))
+		if err != nil && cfg != (Config{}) {
+			t.Errorf("%+v with the error %v", cfg, err)
+		}
+		if cfg.Trace && !strings.Contains(doc, "trace") {
+			t.Errorf("traced without asking")
+		}
+	})
+}
+
+func FuzzParseStatus(f *testing.F) {
+	f.Add(`<domstatus state='running' pid='12'><vcpus><vcpu id='0' pid='13'/></vcpus>` + inDomain(traceElement) + `</domstatus>`)
+	f.Add(`<domstatus pid='0'>` + inDomain("") + `</domstatus>`)
+	f.Fuzz(func(t *testing.T, doc string) {
+		s, err := parseStatus([]byte(doc))
+		if err == nil && (s.uuid == "" || s.name == "" || s.pid < 0) {
+			t.Errorf("accepted %+v", s)
+		}
+	})
+}
