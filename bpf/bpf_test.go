@@ -21,7 +21,7 @@ func TestGeneratedCodeIsCurrent(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("generate.sh: %v\n%s", err, out)
 	}
-	for _, name := range []string{"trace_x86_bpfel.go", "trace_x86_bpfel.o"} {
+	for _, name := range []string{"trace_x86_bpfel.go", "trace_x86_bpfel.o", "ph_x86_bpfel.go", "ph_x86_bpfel.o"} {
 		want, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -75,33 +75,50 @@ func TestIoctlNumbers(t *testing.T) {
 
 // No structure that crosses a boundary has padding the compiler chose.
 func TestNoImplicitPadding(t *testing.T) {
-	spec, err := Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{
-		"frail_event", "frail_arm", "frail_layout", "frail_status",
-		"frail_filter", "frail_gap", "frail_gap_event",
+	for _, tc := range []struct {
+		load  func() (*ebpf.CollectionSpec, error)
+		names []string
+	}{
+		{Load, []string{
+			"frail_event", "frail_arm", "frail_layout", "frail_status",
+			"frail_filter", "frail_gap", "frail_gap_event",
+		}},
+		{LoadPh, []string{
+			"frail_ph_vm", "frail_ph_executable", "frail_ph_profile", "frail_ph_row",
+			"frail_ph_thread_key", "frail_ph_moment", "frail_ph_thread",
+			"frail_ph_space_key", "frail_ph_fork", "frail_ph_record",
+		}},
 	} {
-		var s *btf.Struct
-		if err := spec.Types.TypeByName(name, &s); err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
+		spec, err := tc.load()
+		if err != nil {
+			t.Fatal(err)
 		}
-		end := uint32(0)
-		for _, m := range s.Members {
-			if m.Offset.Bytes() != end {
-				t.Errorf("%s has %d bytes of padding before %s", name, m.Offset.Bytes()-end, m.Name)
-			}
-			size, err := btf.Sizeof(m.Type)
-			if err != nil {
-				t.Fatalf("%s.%s: %v", name, m.Name, err)
-			}
-			end = m.Offset.Bytes() + uint32(size)
+		for _, name := range tc.names {
+			checkPadding(t, spec, name)
 		}
-		if end != s.Size {
-			t.Errorf("%s has %d bytes of padding at its end", name, s.Size-end)
+	}
+}
+
+func checkPadding(t *testing.T, spec *ebpf.CollectionSpec, name string) {
+	t.Helper()
+	var s *btf.Struct
+	if err := spec.Types.TypeByName(name, &s); err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	end := uint32(0)
+	for _, m := range s.Members {
+		if m.Offset.Bytes() != end {
+			t.Errorf("%s has %d bytes of padding before %s", name, m.Offset.Bytes()-end, m.Name)
 		}
+		size, err := btf.Sizeof(m.Type)
+		if err != nil {
+			t.Fatalf("%s.%s: %v", name, m.Name, err)
+		}
+		end = m.Offset.Bytes() + uint32(size)
+	}
+	if end != s.Size {
+		t.Errorf("%s has %d bytes of padding at its end", name, s.Size-end)
 	}
 }
 

@@ -1,0 +1,780 @@
+// SPDX-License-Identifier: GPL-2.0
+//go:build ignore
+
+/*
+ * pH: learns each guest executable's sequences of system calls and judges every
+ * call by them. The same as tracer/ph, which is the reference, call by call.
+ *
+ * A guest thread runs on one vCPU at a time, so its state needs no lock. Rows
+ * are shared by all threads of an executable and only ever gain bits: two CPUs
+ * that write the same byte at once may lose one, which is learnt at its next
+ * occurrence.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "ph.h"
+
+char __license[] SEC("license") = "GPL";
+
+#define EMPTY_WINDOW (~0ULL)
+
+/* Set before loading: the number of entries of the profiles map. */
+const volatile __u32 max_profiles = 1024;
+
+/* What new elements begin as: too large for the stack. */
+const struct frail_ph_row zero_row = {};
+const struct frail_ph_thread zero_thread = {};
+
+/* Profiles given out. */
+__u32 next_profile = 0;
+
+/* Raised by user space now and then: threads of an old age were idle since. */
+__u32 age = 0;
+
+/* By enum frail_ph_counter. */
+__u64 counters[FRAIL_PH_COUNTERS] = {};
+
+/* By id modulo its size: a lookup that costs nothing for a VM nobody follows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FRAIL_PH_VMS);
+	__type(key, __u32);
+	__type(value, struct frail_ph_vm);
+} vms SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct frail_ph_executable);
+	__type(value, __u32);
+} executables SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct frail_ph_profile);
+} profiles SEC(".maps");
+
+/* By profile << 8 | symbol of the current call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 60000);
+	__type(key, __u32);
+	__type(value, struct frail_ph_row);
+} rows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 100000);
+	__type(key, struct frail_ph_thread_key);
+	__type(value, struct frail_ph_thread);
+} threads SEC(".maps");
+
+/*
+ * The last call that makes threads in each address space. LRU: it is of use for
+ * microseconds.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct frail_ph_space_key);
+	__type(value, struct frail_ph_fork);
+} forks SEC(".maps");
+
+/* struct frail_ph_record; the analyser sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} records SEC(".maps");
+
+/* Nothing reads these: they put the types into BTF, where bpf2go finds them. */
+const enum frail_ph_event_flags *ph_event_flags __attribute__((unused));
+const enum frail_ph_flags *ph_flags __attribute__((unused));
+const enum frail_ph_control *ph_control_ops __attribute__((unused));
+const enum frail_ph_counter *ph_counter __attribute__((unused));
+const struct frail_ph_record *ph_record __attribute__((unused));
+
+/* The first and the last part of a struct frail_event, all that is needed. */
+struct head {
+	__u64 time;
+	__u32 vm;
+	__u32 vcpu;
+	__u16 kind;
+	__u16 insn;
+	__u32 flags;
+	__s64 nr;
+};
+
+struct tail {
+	__u64 sp;
+	__u64 cr3;
+	__u64 task;
+	__s32 pid;
+	__s32 tgid;
+	__u64 comm[FRAIL_COMM_LEN / 8];
+};
+
+_Static_assert(offsetof(struct frail_event, nr) + 8 == sizeof(struct head), "head of frail_event");
+_Static_assert(offsetof(struct frail_event, sp) + sizeof(struct tail) == sizeof(struct frail_event),
+	       "tail of frail_event");
+
+/* What is known of the call that is analysed. */
+struct call {
+	struct head h;
+	struct tail t;
+	__u64 space;
+	__u32 number;
+	__u32 was;
+};
+
+/*
+ * Functions that are not static are verified once, by themselves; those off the
+ * common way are, for the verifier's sake.
+ */
+__noinline int count(__u32 counter, const struct call *c)
+{
+	__u64 n;
+	struct frail_ph_record *rec;
+
+	if (!c || counter >= FRAIL_PH_COUNTERS)
+		return 0;
+	n = __sync_fetch_and_add(&counters[counter], 1) + 1;
+
+	/* Told when it happens first, and ever more seldom. */
+	if (n & (n - 1))
+		return 0;
+	rec = bpf_ringbuf_reserve(&records, sizeof(*rec), 0);
+	if (!rec) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_RING_FULL], 1);
+		return 0;
+	}
+	__builtin_memset(rec, 0, sizeof(*rec));
+	rec->time = c->h.time ?: bpf_ktime_get_boot_ns();
+	rec->vm = c->h.vm;
+	rec->pid = c->t.pid;
+	rec->tgid = c->t.tgid;
+	rec->counter = counter + 1;
+	rec->train = n;
+	__builtin_memcpy(rec->comm, c->t.comm, sizeof(rec->comm));
+	bpf_ringbuf_submit(rec, 0);
+	return 0;
+}
+
+/* The tracepoint's events have no time: it is taken when it is needed. */
+static __always_inline __u64 time_of(const struct call *c)
+{
+	return c->h.time ?: bpf_ktime_get_boot_ns();
+}
+
+static __always_inline __u32 number_of(const struct head *h)
+{
+	__u32 nr = (__u32)h->nr, table = 0;
+
+	if (h->insn == FRAIL_INSN_SYSCALL32) {
+		table = 1;
+	} else if ((__s32)nr >= 0 && nr & 0x40000000) {
+		table = 2;
+		nr &= ~0x40000000;
+	}
+	return nr < FRAIL_PH_TABLE ? table * FRAIL_PH_TABLE + nr : FRAIL_PH_OTHER_NUMBER;
+}
+
+static __always_inline void executable_of(const struct call *c, struct frail_ph_executable *exe)
+{
+	const __u8 *comm = (const __u8 *)c->t.comm;
+	__u8 mask = 0xff;
+	int i;
+
+	exe->vm = c->h.vm;
+	/* The guest wrote it: what follows the NUL is not part of the name. */
+#pragma unroll
+	for (i = 0; i < FRAIL_COMM_LEN; i++) {
+		if (!comm[i])
+			mask = 0;
+		exe->comm[i] = comm[i] & mask;
+	}
+}
+
+static __always_inline struct frail_ph_profile *profile_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&profiles, &index);
+}
+
+/* Returns the index of the executable's profile, which it makes if need be; negative: no room. */
+__noinline int profile_of(const struct frail_ph_executable *exe)
+{
+	struct frail_ph_profile *p;
+	__u32 *known, index;
+
+	if (!exe)
+		return -1;
+	known = bpf_map_lookup_elem(&executables, exe);
+	if (known)
+		return *known;
+	if (*(volatile __u32 *)&next_profile >= max_profiles)
+		return -1;
+	index = __sync_fetch_and_add(&next_profile, 1);
+	p = profile_at(index);
+	if (!p)
+		return -1;
+	p->exe = *exe;
+	p->fork_window = EMPTY_WINDOW;
+	p->used = 1;
+	if (bpf_map_update_elem(&executables, exe, &index, BPF_NOEXIST)) {
+		p->used = 0;
+		known = bpf_map_lookup_elem(&executables, exe);
+		return known ? (int)*known : -1;
+	}
+	return index;
+}
+
+/* Returns the window of a new thread: its parent's, as far as that can be told. */
+static __always_inline __u64 inherit(const struct call *c, __u32 index, struct frail_ph_profile *p)
+{
+	struct frail_ph_space_key key = { .space = c->space, .vm = c->h.vm };
+	struct frail_ph_fork *f = bpf_map_lookup_elem(&forks, &key);
+
+	if (f && f->profile == index && f->pending) {
+		f->pending--;
+		if (p->fork_pending)
+			p->fork_pending--;
+		return f->window;
+	}
+	if (p->fork_pending) {
+		p->fork_pending--;
+		return p->fork_window;
+	}
+	return EMPTY_WINDOW;
+}
+
+/*
+ * Begins the thread's state anew, for a thread or a program seen for the first
+ * time. Returns NULL when a limit is reached.
+ */
+static __always_inline struct frail_ph_thread *
+begin(const struct call *c, const struct frail_ph_thread_key *key, struct frail_ph_thread *t, __u32 *flags)
+{
+	struct frail_ph_executable exe;
+	struct frail_ph_profile *p;
+	__u64 window = EMPTY_WINDOW;
+	bool added = false, known;
+	int index;
+
+	if (!t) {
+		bpf_map_update_elem(&threads, key, &zero_thread, BPF_NOEXIST);
+		t = bpf_map_lookup_elem(&threads, key);
+		if (!t) {
+			count(FRAIL_PH_FULL_THREADS, c);
+			return NULL;
+		}
+		added = true;
+	}
+	known = !added && t->task == c->t.task;
+
+	executable_of(c, &exe);
+	index = profile_of(&exe);
+	p = index < 0 ? NULL : profile_at(index);
+	if (!p) {
+		if (added)
+			bpf_map_delete_elem(&threads, key);
+		count(FRAIL_PH_FULL_PROFILES, c);
+		return NULL;
+	}
+	t->comm[0] = c->t.comm[0];
+	t->comm[1] = c->t.comm[1];
+	/* The bytes after the name changed. */
+	if (known && t->space == c->space && t->profile == (__u32)index)
+		return t;
+	if (known) {
+		*flags = FRAIL_PH_NEW_PROGRAM;
+	} else {
+		*flags = FRAIL_PH_NEW_THREAD;
+		window = inherit(c, index, p);
+	}
+	__sync_fetch_and_add(&p->threads, 1);
+	t->task = c->t.task;
+	t->space = c->space;
+	t->window = window;
+	t->frame[0] = t->frame[1] = 0;
+	t->calls = 0;
+	t->profile = index;
+	t->tgid = c->t.tgid;
+	t->lfc = t->max_lfc = t->alerted = t->anomalous = 0;
+	t->depth = t->moments = t->next = 0;
+	return t;
+}
+
+/* Gives a call a symbol. */
+__noinline int new_symbol(const struct call *c, struct frail_ph_profile *p)
+{
+	__u32 number, shift, sym, old, seen;
+	__u32 *word;
+	int i;
+
+	if (!c || !p)
+		return FRAIL_PH_OTHER;
+	number = c->number;
+	if (number >= FRAIL_PH_NUMBERS) {
+		count(FRAIL_PH_FULL_SYMBOLS, c);
+		return FRAIL_PH_OTHER;
+	}
+	word = &p->symbol[number / 4];
+	shift = number % 4 * 8;
+	old = *(volatile __u32 *)word;
+	if (p->symbols >= FRAIL_PH_MAX_SYMBOL) {
+		count(FRAIL_PH_FULL_SYMBOLS, c);
+		return FRAIL_PH_OTHER;
+	}
+	sym = __sync_fetch_and_add(&p->symbols, 1) + 1;
+	if (sym > FRAIL_PH_MAX_SYMBOL) {
+		__sync_fetch_and_sub(&p->symbols, 1);
+		count(FRAIL_PH_FULL_SYMBOLS, c);
+		return FRAIL_PH_OTHER;
+	}
+	p->number[sym & 0xff] = number;
+	/* Other calls may get theirs in the same word meanwhile. */
+	for (i = 0; i < 8; i++) {
+		if (old >> shift & 0xff)
+			return old >> shift & 0xff;
+		seen = __sync_val_compare_and_swap(word, old, old | sym << shift);
+		if (seen == old)
+			return sym;
+		old = seen;
+	}
+	return sym;
+}
+
+/* Returns the profile's symbol of a call, which it gives if need be. */
+static __always_inline __u32 symbol_of(const struct call *c, struct frail_ph_profile *p)
+{
+	__u32 sym = 0;
+
+	if (c->number < FRAIL_PH_NUMBERS)
+		sym = ((const __u8 *)p->symbol)[c->number];
+	return sym ?: new_symbol(c, p) & 0xff;
+}
+
+static __always_inline bool is_late(const struct frail_ph_row *r, const struct frail_ph_profile *p)
+{
+	return r->test_epoch != p->test_epoch || r->train_epoch != p->train_epoch;
+}
+
+/* Does to a row what happened to its profile since the row was last used. */
+__noinline int catch_up(struct frail_ph_row *r, const struct frail_ph_profile *p)
+{
+	if (!r || !p)
+		return 0;
+	if (r->test_epoch != p->test_epoch) {
+		if (r->train_epoch == p->test_from)
+			__builtin_memcpy(r->test, r->train, sizeof(r->test));
+		else
+			__builtin_memset(r->test, 0, sizeof(r->test));
+		r->test_epoch = p->test_epoch;
+	}
+	if (r->train_epoch != p->train_epoch) {
+		__builtin_memset(r->train, 0, sizeof(r->train));
+		r->train_epoch = p->train_epoch;
+	}
+	return 0;
+}
+
+static __always_inline void start_normal(struct frail_ph_profile *p)
+{
+	p->test_from = p->train_epoch;
+	p->test_epoch++;
+	p->anomalies = 0;
+	p->train = 0;
+	p->last_mod = 0;
+	p->frozen = 0;
+	p->normal = 1;
+}
+
+static __always_inline void forget(struct frail_ph_profile *p)
+{
+	p->train_epoch++;
+	p->anomalies = 0;
+	p->train = 0;
+	p->last_mod = 0;
+	p->sequences = 0;
+	p->frozen = 0;
+}
+
+/* Adds the pairs of the call and returns those that are new. */
+static __always_inline __u32 learn(const struct call *c, struct frail_ph_profile *p,
+				   struct frail_ph_row *r, __u64 window, __u64 normal_wait)
+{
+	__u32 fresh = 0;
+	__u64 train;
+	int i;
+
+	if (r) {
+#pragma unroll
+		for (i = 0; i < FRAIL_PH_PAIRS; i++)
+			fresh |= ~(__u32)r->train[window >> (8 * i) & 0xff] & 1 << i;
+		/* No branch for each pair: eight make 256 ways for the verifier. */
+		if (fresh) {
+#pragma unroll
+			for (i = 0; i < FRAIL_PH_PAIRS; i++)
+				r->train[window >> (8 * i) & 0xff] |= 1 << i;
+		}
+	}
+	train = __sync_fetch_and_add(&p->train, 1) + 1;
+	if (fresh) {
+		p->frozen = 0;
+		p->last_mod = train;
+		__sync_fetch_and_add(&p->sequences, 1);
+		return fresh;
+	}
+	if (!p->frozen && p->last_mod && train > p->last_mod * FRAIL_PH_FREEZE_RATIO) {
+		p->normal_time = time_of(c) + normal_wait;
+		p->frozen = 1;
+	}
+	return 0;
+}
+
+static __always_inline __u32 mismatches(const struct frail_ph_row *r, __u64 window)
+{
+	__u32 miss = 0;
+	int i;
+
+	if (!r)
+		return 0xff;
+#pragma unroll
+	for (i = 0; i < FRAIL_PH_PAIRS; i++)
+		miss |= ~(__u32)r->test[window >> (8 * i) & 0xff] & 1 << i;
+	return miss;
+}
+
+/* Counts an anomalous thread and reports whether there are too many. */
+__noinline int mark(struct frail_ph_profile *p, __u32 limit)
+{
+	__u64 threads;
+	__u32 n;
+
+	if (!p)
+		return 0;
+	n = __sync_fetch_and_add(&p->marked, 1);
+	threads = p->threads;
+	p->marks[n % FRAIL_PH_MARKS] = threads;
+	if (n + 1 <= limit || threads - p->marks[(n - limit) % FRAIL_PH_MARKS] >= FRAIL_PH_FRAME)
+		return 0;
+	p->marked = 0;
+	return 1;
+}
+
+/* Remembers the window a child of the thread begins with. */
+static __always_inline void forked(const struct call *c, const struct frail_ph_thread *t,
+				   struct frail_ph_profile *p)
+{
+	struct frail_ph_space_key key = { .space = c->space, .vm = c->h.vm };
+	struct frail_ph_fork fork = { .profile = t->profile, .pending = 1, .window = t->window };
+	struct frail_ph_fork *f = bpf_map_lookup_elem(&forks, &key);
+
+	p->fork_window = t->window;
+	__sync_fetch_and_add(&p->fork_pending, 1);
+	if (f && f->profile == t->profile) {
+		f->window = t->window;
+		__sync_fetch_and_add(&f->pending, 1);
+		return;
+	}
+	bpf_map_update_elem(&forks, &key, &fork, BPF_ANY);
+}
+
+/* Gives the thread back the window that its signal handler interrupted. */
+__noinline int sigreturn(const struct call *c, struct frail_ph_thread *t)
+{
+	struct frail_ph_moment *m;
+	__u32 i, at;
+
+	if (!c || !t)
+		return 0;
+	if (t->depth) {
+		t->depth--;
+		t->window = t->saved[t->depth % FRAIL_PH_SIGNALS];
+		return 0;
+	}
+	/* The handler's calls were made from below the frame it returns through. */
+	for (i = 1; i < FRAIL_PH_HISTORY; i++) {
+		if (i >= t->moments)
+			break;
+		at = t->next - 1 - i;
+		m = &t->moment[at % FRAIL_PH_HISTORY];
+		if (m->sp >= c->t.sp) {
+			t->window = m->window;
+			t->moments -= i;
+			t->next = at + 1;
+			return 0;
+		}
+	}
+	count(FRAIL_PH_SIGNAL_LOST, c);
+	t->window = EMPTY_WINDOW;
+	t->moments = 0;
+	return 0;
+}
+
+/* What the call does to its thread's windows beyond being appended. */
+static __always_inline void act(const struct call *c, const struct frail_ph_thread_key *key,
+				struct frail_ph_thread *t, struct frail_ph_profile *p)
+{
+	__u32 nr = c->number % FRAIL_PH_TABLE;
+
+	if (c->number >= FRAIL_PH_NUMBERS)
+		return;
+	if (c->number / FRAIL_PH_TABLE == 1) {
+		switch (nr) {
+		case 2:		/* fork */
+		case 120:	/* clone */
+		case 190:	/* vfork */
+		case 435:	/* clone3 */
+			goto fork;
+		case 119:	/* sigreturn */
+		case 173:	/* rt_sigreturn */
+			goto sigreturn;
+		case 1:		/* exit */
+		case 252:	/* exit_group */
+			goto exit;
+		}
+		return;
+	}
+	switch (nr) {
+	case 56:	/* clone */
+	case 57:	/* fork */
+	case 58:	/* vfork */
+	case 435:	/* clone3 */
+		goto fork;
+	case 15:	/* rt_sigreturn */
+	case 513:	/* rt_sigreturn, x32 */
+		goto sigreturn;
+	case 60:	/* exit */
+	case 231:	/* exit_group */
+		goto exit;
+	}
+	return;
+fork:
+	forked(c, t, p);
+	return;
+sigreturn:
+	sigreturn(c, t);
+	return;
+exit:
+	bpf_map_delete_elem(&threads, key);
+}
+
+__noinline int tell(const struct call *c, const struct frail_ph_thread *t,
+				 const struct frail_ph_profile *p, __u32 verdict)
+{
+	struct frail_ph_record *rec;
+	__u32 sym;
+	int i;
+
+	if (!c || !t || !p)
+		return 0;
+	rec = bpf_ringbuf_reserve(&records, sizeof(*rec), 0);
+	if (!rec) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_RING_FULL], 1);
+		return 0;
+	}
+	rec->time = time_of(c);
+	rec->task = c->t.task;
+	rec->frame[0] = t->frame[0];
+	rec->frame[1] = t->frame[1];
+	rec->anomalies = p->anomalies;
+	rec->train = p->train;
+	rec->vm = c->h.vm;
+	rec->profile = t->profile;
+	rec->pid = c->t.pid;
+	rec->tgid = c->t.tgid;
+	rec->verdict = verdict;
+	rec->was = c->was;
+	rec->max_lfc = t->max_lfc;
+	rec->calls[0] = c->number;
+#pragma unroll
+	for (i = 0; i < FRAIL_PH_PAIRS; i++) {
+		sym = t->window >> (8 * i) & 0xff;
+		rec->calls[i + 1] = sym == FRAIL_PH_NONE ? FRAIL_PH_NO_NUMBER :
+				    sym == FRAIL_PH_OTHER ? FRAIL_PH_OTHER_NUMBER : p->number[sym];
+	}
+	rec->counter = 0;
+	__builtin_memset(rec->pad, 0, sizeof(rec->pad));
+	__builtin_memcpy(rec->comm, c->t.comm, sizeof(rec->comm));
+	bpf_ringbuf_submit(rec, 0);
+	return 0;
+}
+
+static __always_inline __u32 state_of(const struct frail_ph_profile *p)
+{
+	return (p->frozen ? FRAIL_PH_FROZEN : 0) | (p->normal ? FRAIL_PH_NORMAL : 0);
+}
+
+/* TP_PROTO(const struct frail_event *ev) */
+SEC("raw_tp/guest_sys_enter")
+int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	const void *src = (const void *)ctx->args[0];
+	struct frail_ph_thread_key key;
+	const struct frail_ph_vm *vm;
+	struct frail_ph_thread *t;
+	struct frail_ph_profile *p;
+	struct frail_ph_row *r;
+	__u32 slot, sym, row_key, fresh = 0, miss = 0, flags = 0, state, verdict;
+	bool learning;
+	struct call c;
+
+	if (bpf_probe_read_kernel(&c.h, sizeof(c.h), src)) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
+		return 0;
+	}
+	slot = c.h.vm % FRAIL_PH_VMS;
+	vm = bpf_map_lookup_elem(&vms, &slot);
+	if (!vm || vm->vm != c.h.vm || !(vm->flags & 1) || c.h.kind != FRAIL_EVENT_ENTER)
+		return 0;
+	if (bpf_probe_read_kernel(&c.t, sizeof(c.t), src + offsetof(struct frail_event, sp))) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
+		return 0;
+	}
+	if (!(c.h.flags & FRAIL_EVENT_IDENTITY)) {
+		count(FRAIL_PH_NO_IDENTITY, &c);
+		return 0;
+	}
+	/* Without its PCID. It is the user's, so PTI's bit is the same in all. */
+	c.space = c.t.cr3 & 0x000ffffffffff000ULL;
+	c.number = number_of(&c.h);
+
+	key.vm = c.h.vm;
+	key.pid = c.t.pid;
+	t = bpf_map_lookup_elem(&threads, &key);
+	p = t ? profile_at(t->profile) : NULL;
+	if (!t || !p || t->task != c.t.task || t->space != c.space || t->comm[0] != c.t.comm[0] ||
+	    t->comm[1] != c.t.comm[1] || !p->used) {
+		t = begin(&c, &key, t, &flags);
+		if (!t)
+			return 0;
+		p = profile_at(t->profile);
+		if (!p)
+			return 0;
+	}
+	t->calls++;
+	t->age = age;
+	c.was = state_of(p);
+
+	if (c.h.flags & FRAIL_EVENT_SIGNAL) {
+		if (t->depth < FRAIL_PH_SIGNALS) {
+			t->saved[t->depth % FRAIL_PH_SIGNALS] = t->window;
+			t->depth++;
+			t->window = EMPTY_WINDOW;
+		} else {
+			count(FRAIL_PH_SIGNAL_DEPTH, &c);
+		}
+	}
+
+	learning = vm->flags & 2;
+	sym = symbol_of(&c, p);
+	row_key = t->profile << 8 | sym;
+	r = bpf_map_lookup_elem(&rows, &row_key);
+	if (!r && learning) {
+		bpf_map_update_elem(&rows, &row_key, &zero_row, BPF_NOEXIST);
+		r = bpf_map_lookup_elem(&rows, &row_key);
+		if (!r)
+			count(FRAIL_PH_FULL_ROWS, &c);
+	}
+	if (r && is_late(r, p))
+		catch_up(r, p);
+	if (learning) {
+		fresh = learn(&c, p, r, t->window, vm->normal_wait);
+		if (p->frozen && time_of(&c) >= p->normal_time) {
+			start_normal(p);
+			if (r && is_late(r, p))
+				catch_up(r, p);
+		}
+	}
+	if (p->normal) {
+		miss = mismatches(r, t->window);
+		if (miss && __sync_fetch_and_add(&p->anomalies, 1) + 1 > vm->anomaly_limit) {
+			p->normal = 0;
+			flags |= FRAIL_PH_DRIFT;
+		}
+	}
+
+	t->lfc -= t->frame[1] >> 63;
+	t->frame[1] = t->frame[1] << 1 | t->frame[0] >> 63;
+	t->frame[0] <<= 1;
+	if (miss) {
+		t->frame[0] |= 1;
+		t->lfc++;
+		if (t->lfc > t->max_lfc)
+			t->max_lfc = t->lfc;
+		if (!t->anomalous) {
+			t->anomalous = 1;
+			if (mark(p, vm->process_limit))
+				flags |= FRAIL_PH_MANY_PROCESSES | FRAIL_PH_FORGOT;
+		}
+	}
+	if (!t->lfc)
+		t->alerted = 0;
+	if (t->lfc > vm->tolerize_limit) {
+		flags |= FRAIL_PH_FORGOT;
+		if (!t->alerted) {
+			t->alerted = 1;
+			flags |= FRAIL_PH_ATTACK;
+		}
+	}
+	if (flags & FRAIL_PH_FORGOT)
+		forget(p);
+
+	state = state_of(p);
+	verdict = fresh | miss << 8 | (__u32)t->lfc << 16 | (flags | state) << 24;
+	if (fresh || miss || state != c.was ||
+	    flags & ~(FRAIL_PH_FORGOT | (key.pid != c.t.tgid ? FRAIL_PH_NEW_THREAD : 0)))
+		tell(&c, t, p, verdict);
+
+	t->window = t->window << 8 | sym;
+	t->moment[t->next % FRAIL_PH_HISTORY].sp = c.t.sp;
+	t->moment[t->next % FRAIL_PH_HISTORY].window = t->window;
+	t->next++;
+	if (t->moments < FRAIL_PH_HISTORY)
+		t->moments++;
+	act(&c, &key, t, p);
+	return verdict;
+}
+
+/*
+ * Never attached: user space runs it, so that what an operator decides is done
+ * by the code that does it otherwise. args: index of a profile, enum
+ * frail_ph_control.
+ */
+SEC("raw_tp")
+int control(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct frail_ph_profile *p = profile_at(ctx->args[0]);
+
+	if (!p || !p->used)
+		return 1;
+	switch (ctx->args[1]) {
+	case FRAIL_PH_NORMALIZE:
+		start_normal(p);
+		return 0;
+	case FRAIL_PH_TOLERIZE:
+		p->normal = 0;
+		p->anomalies = 0;
+		return 0;
+	case FRAIL_PH_SENSITIZE:
+		forget(p);
+		return 0;
+	}
+	return 1;
+}
+
+/* Never attached: what a tracepoint costs with a program that does nothing. */
+SEC("raw_tp/guest_sys_enter")
+int nothing(struct bpf_raw_tracepoint_args *ctx __attribute__((unused)))
+{
+	return 0;
+}
