@@ -753,8 +753,14 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp")
 int control(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct frail_ph_profile *p = profile_at(ctx->args[0]);
+	struct frail_ph_profile *p;
 
+	if (ctx->args[1] == FRAIL_PH_TAKE) {
+		if (*(volatile __u32 *)&next_profile >= max_profiles)
+			return -1;
+		return __sync_fetch_and_add(&next_profile, 1);
+	}
+	p = profile_at(ctx->args[0]);
 	if (!p || !p->used)
 		return 1;
 	switch (ctx->args[1]) {

@@ -48,6 +48,7 @@ const (
 	PhNormalize = uint64(phFrailPhControlFRAIL_PH_NORMALIZE)
 	PhTolerize  = uint64(phFrailPhControlFRAIL_PH_TOLERIZE)
 	PhSensitize = uint64(phFrailPhControlFRAIL_PH_SENSITIZE)
+	PhTake      = uint64(phFrailPhControlFRAIL_PH_TAKE)
 )
 
 // Indices of the analysis' counters.

@@ -53,6 +53,7 @@ enum frail_ph_control {
 	FRAIL_PH_NORMALIZE = 1,
 	FRAIL_PH_TOLERIZE = 2,
 	FRAIL_PH_SENSITIZE = 3,
+	FRAIL_PH_TAKE = 4,	/* returns the index of a profile nobody has */
 };
 
 /* How often the analysis could not do its work; indices of the counters map. */

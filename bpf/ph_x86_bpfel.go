@@ -21,6 +21,7 @@ const (
 	phFrailPhControlFRAIL_PH_NORMALIZE phFrailPhControl = 1
 	phFrailPhControlFRAIL_PH_TOLERIZE  phFrailPhControl = 2
 	phFrailPhControlFRAIL_PH_SENSITIZE phFrailPhControl = 3
+	phFrailPhControlFRAIL_PH_TAKE      phFrailPhControl = 4
 )
 
 type phFrailPhCounter uint32

@@ -24,8 +24,8 @@ const (
 	maxSignals = 4
 	// history is how many calls a thread's stack pointers are kept for.
 	history = 16
-	// maxMarks bounds Settings.ProcessLimit.
-	maxMarks = 64
+	// MaxProcessLimit bounds Settings.ProcessLimit, which is below it.
+	MaxProcessLimit = 64
 )
 
 // emptyWindow holds no call. The last call is in the lowest byte.
@@ -134,6 +134,7 @@ type row struct{ train, test [256]uint8 }
 
 // profile is what is known of one executable.
 type profile struct {
+	index   uint32
 	exe     Executable
 	symbols map[Number]Symbol
 	numbers [256]Number
@@ -150,7 +151,7 @@ type profile struct {
 	forkWindow  uint64
 	forkPending uint32
 	threads     uint64 // started
-	marks       [maxMarks]uint64
+	marks       [MaxProcessLimit]uint64
 	marked      uint32
 }
 
@@ -187,6 +188,7 @@ type thread struct {
 	frame       frame
 	alerted     bool // an attack, and not been normal for a whole frame since
 	anomalous   bool // counted among the anomalous threads of its executable
+	maxLFC      uint8
 	signals     []uint64
 	moments     []moment
 }
@@ -212,6 +214,11 @@ type Analyzer struct {
 	rows     int
 	threads  map[threadKey]*thread
 	forks    map[spaceKey]*fork
+
+	// Tell, if set, is told of each call that matters: a new process or pair, a
+	// profile's new state, an anomaly, an alert, a limit. The record is valid until it
+	// returns.
+	Tell func(*bpf.PhRecord)
 }
 
 // New returns an analyser that follows no VM.
@@ -247,7 +254,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 		return v
 	}
 	if !ev.Identified() {
-		a.counters.NoIdentity++
+		a.count(ev, &a.counters.NoIdentity, bpf.PhNoIdentity)
 		return v
 	}
 	t, flags := a.thread(ev)
@@ -256,17 +263,18 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	}
 	v.Flags = flags
 	p := t.profile
+	was := p.state()
 	if ev.Flags&bpf.EventSignal != 0 {
 		if len(t.signals) < maxSignals {
 			t.signals = append(t.signals, t.window)
 			t.window = emptyWindow
 		} else {
-			a.counters.SignalDepth++
+			a.count(ev, &a.counters.SignalDepth, bpf.PhSignalDepth)
 		}
 	}
 
 	n := NumberOf(ev.Table(), ev.Nr)
-	sym := a.symbol(p, n)
+	sym := a.symbol(ev, p, n)
 	r := p.rows[sym]
 	if r == nil && set.Learn {
 		if a.rows < a.limits.Rows {
@@ -274,7 +282,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 			p.rows[sym] = r
 			a.rows++
 		} else {
-			a.counters.Rows++
+			a.count(ev, &a.counters.Rows, bpf.PhFullRows)
 		}
 	}
 	if set.Learn {
@@ -295,6 +303,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	}
 	t.frame.add(v.Miss != 0)
 	v.LFC = t.frame.lfc
+	t.maxLFC = max(t.maxLFC, v.LFC)
 	if v.LFC == 0 {
 		t.alerted = false
 	}
@@ -314,11 +323,14 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	if v.Flags&Forgot != 0 {
 		p.forget()
 	}
-	if p.frozen {
-		v.Flags |= Frozen
+	state := p.state()
+	v.Flags |= state
+	news := Alerts | NewProgram
+	if ev.Pid == ev.Tgid {
+		news |= NewThread
 	}
-	if p.normal {
-		v.Flags |= Normal
+	if a.Tell != nil && (v.New|v.Miss != 0 || state != was || v.Flags&news != 0) {
+		a.tell(ev, t, n, v, was)
 	}
 
 	t.window = t.window<<8 | uint64(sym)
@@ -331,7 +343,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	case actFork:
 		a.forked(ev, t)
 	case actSigreturn:
-		a.sigreturn(t, ev.Sp)
+		a.sigreturn(ev, t)
 	case actExit:
 		delete(a.threads, threadKey{ev.Vm, ev.Pid})
 	}
@@ -349,17 +361,18 @@ func (a *Analyzer) thread(ev *bpf.Event) (*thread, Flags) {
 		return t, 0
 	}
 	if t == nil && len(a.threads) >= a.limits.Threads {
-		a.counters.Threads++
+		a.count(ev, &a.counters.Threads, bpf.PhFullThreads)
 		return nil, 0
 	}
 	p := a.profiles[exe]
 	if p == nil {
 		if a.made >= a.limits.Profiles {
-			a.counters.Profiles++
+			a.count(ev, &a.counters.Profiles, bpf.PhFullProfiles)
 			return nil, 0
 		}
-		a.made++
 		p = newProfile(exe)
+		p.index = uint32(a.made)
+		a.made++
 		a.profiles[exe] = p
 	}
 	window := emptyWindow
@@ -419,35 +432,35 @@ func (a *Analyzer) inherit(vm uint32, as uint64, p *profile) uint64 {
 // sigreturn gives the thread back the window that its signal handler interrupted. When
 // the handler's start was not seen, that is the window of the last call made from above
 // the frame that the handler returns through.
-func (a *Analyzer) sigreturn(t *thread, sp uint64) {
+func (a *Analyzer) sigreturn(ev *bpf.Event, t *thread) {
 	if n := len(t.signals); n > 0 {
 		t.window = t.signals[n-1]
 		t.signals = t.signals[:n-1]
 		return
 	}
 	for i := len(t.moments) - 2; i >= 0; i-- {
-		if t.moments[i].sp >= sp {
+		if t.moments[i].sp >= ev.Sp {
 			t.window = t.moments[i].window
 			t.moments = t.moments[:i+1]
 			return
 		}
 	}
-	a.counters.SignalLost++
+	a.count(ev, &a.counters.SignalLost, bpf.PhSignalLost)
 	t.window = emptyWindow
 	t.moments = t.moments[:0]
 }
 
 // symbol returns the profile's symbol of a call.
-func (a *Analyzer) symbol(p *profile, n Number) Symbol {
+func (a *Analyzer) symbol(ev *bpf.Event, p *profile, n Number) Symbol {
 	if n == OtherNumber {
-		a.counters.Symbols++
+		a.count(ev, &a.counters.Symbols, bpf.PhFullSymbols)
 		return other
 	}
 	if s, ok := p.symbols[n]; ok {
 		return s
 	}
 	if len(p.symbols) >= int(maxSymbol) {
-		a.counters.Symbols++
+		a.count(ev, &a.counters.Symbols, bpf.PhFullSymbols)
 		return other
 	}
 	s := Symbol(len(p.symbols) + 1)
@@ -517,12 +530,12 @@ func (p *profile) forget() {
 // mark counts an anomalous thread and reports whether there are more than limit among
 // the last Frame that started.
 func (p *profile) mark(limit uint32) bool {
-	p.marks[p.marked%maxMarks] = p.threads
+	p.marks[p.marked%MaxProcessLimit] = p.threads
 	p.marked++
 	if p.marked <= limit {
 		return false
 	}
-	if p.threads-p.marks[(p.marked-1-limit)%maxMarks] >= Frame {
+	if p.threads-p.marks[(p.marked-1-limit)%MaxProcessLimit] >= Frame {
 		return false
 	}
 	p.marked = 0
@@ -573,4 +586,42 @@ func (a *Analyzer) Pairs(exe Executable) (pairs, calls int) {
 		}
 	}
 	return pairs, len(p.rows)
+}
+
+// state returns the flags that last.
+func (p *profile) state() Flags {
+	var f Flags
+	if p.frozen {
+		f |= Frozen
+	}
+	if p.normal {
+		f |= Normal
+	}
+	return f
+}
+
+// count counts a limit that was reached and tells of it, when it happens first and then
+// ever more seldom.
+func (a *Analyzer) count(ev *bpf.Event, n *uint64, counter int) {
+	*n++
+	if a.Tell == nil || *n&(*n-1) != 0 {
+		return
+	}
+	a.Tell(&bpf.PhRecord{
+		Time: ev.Time, Vm: ev.Vm, Pid: ev.Pid, Tgid: ev.Tgid, Counter: uint16(counter) + 1, Train: *n, Comm: ev.Comm,
+	})
+}
+
+func (a *Analyzer) tell(ev *bpf.Event, t *thread, n Number, v Verdict, was Flags) {
+	p := t.profile
+	rec := bpf.PhRecord{
+		Time: ev.Time, Task: ev.Task, Frame: [2]uint64{t.frame.lo, t.frame.hi}, Anomalies: p.anomalies, Train: p.train,
+		Vm: ev.Vm, Profile: p.index, Pid: ev.Pid, Tgid: ev.Tgid, Verdict: v.Pack(), Was: uint8(was), MaxLfc: t.maxLFC,
+		Comm: ev.Comm,
+	}
+	rec.Calls[0] = uint16(n)
+	for i := range Pairs {
+		rec.Calls[i+1] = uint16(p.numbers[uint8(t.window>>(8*i))])
+	}
+	a.Tell(&rec)
 }

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sequence
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"frail/bpf"
+	"frail/tracer"
+	"frail/tracer/ph"
+)
+
+const (
+	// DefaultRingBytes holds some 8,000 records.
+	DefaultRingBytes = 1 << 20
+	// MaxProfiles bounds Options.Limits.Profiles: a row's key has 24 bits for it.
+	MaxProfiles = 1 << 20
+)
+
+// Options are what an Analyzer is made with. The zero value has the defaults.
+type Options struct {
+	// Limits bound kernel memory. Profiles take 4 KiB each at once, rows 0.6 KiB and
+	// threads 0.5 KiB each when they are needed. Zero: [ph.DefaultLimits].
+	Limits ph.Limits
+	// RingBytes is the size of the ring buffer, a power of two of pages. Zero:
+	// [DefaultRingBytes].
+	RingBytes int
+}
+
+type objects struct {
+	Enter       *ebpf.Program  `ebpf:"guest_sys_enter"`
+	Control     *ebpf.Program  `ebpf:"control"`
+	Nothing     *ebpf.Program  `ebpf:"nothing"`
+	VMs         *ebpf.Map      `ebpf:"vms"`
+	Executables *ebpf.Map      `ebpf:"executables"`
+	Profiles    *ebpf.Map      `ebpf:"profiles"`
+	Rows        *ebpf.Map      `ebpf:"rows"`
+	Threads     *ebpf.Map      `ebpf:"threads"`
+	Forks       *ebpf.Map      `ebpf:"forks"`
+	Records     *ebpf.Map      `ebpf:"records"`
+	Counters    *ebpf.Variable `ebpf:"counters"`
+	Next        *ebpf.Variable `ebpf:"next_profile"`
+	Age         *ebpf.Variable `ebpf:"age"`
+}
+
+func (o *objects) close() error {
+	return errors.Join(o.Enter.Close(), o.Control.Close(), o.Nothing.Close(), o.VMs.Close(),
+		o.Executables.Close(), o.Profiles.Close(), o.Rows.Close(), o.Threads.Close(),
+		o.Forks.Close(), o.Records.Close())
+}
+
+// Analyzer analyses the calls of VMs. All methods are safe for concurrent use.
+type Analyzer struct {
+	reader *ringbuf.Reader
+
+	mu     sync.Mutex
+	objs   objects
+	link   link.Link
+	age    uint32
+	closed bool
+}
+
+// New loads the programs. It needs CAP_BPF and CAP_PERFMON, and Linux 6.1; it does not need
+// frail.ko. The caller closes the analyser.
+func New(opts Options) (*Analyzer, error) {
+	if opts.Limits == (ph.Limits{}) {
+		opts.Limits = ph.DefaultLimits()
+	}
+	if opts.RingBytes == 0 {
+		opts.RingBytes = DefaultRingBytes
+	}
+	l := opts.Limits
+	if l.Profiles < 1 || l.Profiles > MaxProfiles || l.Rows < 1 || l.Rows > math.MaxInt32 ||
+		l.Threads < 1 || l.Threads > math.MaxInt32 {
+		return nil, fmt.Errorf("limits of %d profiles, %d rows, %d threads: out of range", l.Profiles, l.Rows, l.Threads)
+	}
+	spec, err := bpf.LoadPh()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps["executables"].MaxEntries = uint32(l.Profiles)
+	spec.Maps["profiles"].MaxEntries = uint32(l.Profiles)
+	spec.Maps["rows"].MaxEntries = uint32(l.Rows)
+	spec.Maps["threads"].MaxEntries = uint32(l.Threads)
+	spec.Maps["records"].MaxEntries = uint32(opts.RingBytes)
+	if err := spec.Variables["max_profiles"].Set(uint32(l.Profiles)); err != nil {
+		return nil, fmt.Errorf("set limit of profiles: %w", err)
+	}
+	a := new(Analyzer)
+	if err := spec.LoadAndAssign(&a.objs, nil); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("load sequence analysis: permission denied: CAP_BPF and CAP_PERFMON are needed: %w", err)
+		}
+		return nil, fmt.Errorf("load sequence analysis: %w", err)
+	}
+	if a.reader, err = ringbuf.NewReader(a.objs.Records); err != nil {
+		_ = a.objs.close()
+		return nil, fmt.Errorf("open ring buffer: %w", err)
+	}
+	return a, nil
+}
+
+// Attach makes the analysis see guest system calls from now on. It returns an error
+// wrapping [tracer.ErrNoTracepoint] when frail.ko is not loaded.
+func (a *Analyzer) Attach() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.closed:
+		return fmt.Errorf("attach: %w", os.ErrClosed)
+	case a.link != nil:
+		return errors.New("attach: attached already")
+	}
+	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: bpf.TracepointEnter, Program: a.objs.Enter})
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("load frail.ko: tracepoint %s %w", bpf.TracepointEnter, tracer.ErrNoTracepoint)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("attach to tracepoint %s: frail.ko is of another version than this program: %w", bpf.TracepointEnter, err)
+	case err != nil:
+		return fmt.Errorf("attach to tracepoint %s: %w", bpf.TracepointEnter, err)
+	}
+	a.link = l
+	return nil
+}
+
+// AddVM makes the analyser follow a VM, or changes its settings.
+func (a *Analyzer) AddVM(vm uint32, s ph.Settings) error {
+	if s.ProcessLimit >= ph.MaxProcessLimit {
+		return fmt.Errorf("analyse VM %d: process limit %d is not below %d", vm, s.ProcessLimit, ph.MaxProcessLimit)
+	}
+	slot := vm % bpf.PhVMs
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return fmt.Errorf("analyse VM %d: %w", vm, os.ErrClosed)
+	}
+	var old bpf.PhVM
+	if err := a.objs.VMs.Lookup(slot, &old); err != nil {
+		return fmt.Errorf("analyse VM %d: %w", vm, err)
+	}
+	if old.Flags&bpf.PhVMUsed != 0 && old.Vm != vm {
+		return fmt.Errorf("analyse VM %d: VM %d has its place: at most %d VMs with ids that near", vm, old.Vm, bpf.PhVMs)
+	}
+	v := bpf.PhVM{
+		Vm:            vm,
+		Flags:         bpf.PhVMUsed,
+		AnomalyLimit:  s.AnomalyLimit,
+		TolerizeLimit: s.TolerizeLimit,
+		ProcessLimit:  s.ProcessLimit,
+		NormalWait:    uint64(s.NormalWait),
+	}
+	if s.Learn {
+		v.Flags |= bpf.PhVMLearn
+	}
+	if err := a.objs.VMs.Put(slot, &v); err != nil {
+		return fmt.Errorf("analyse VM %d: %w", vm, err)
+	}
+	return nil
+}
+
+// RemoveVM makes the analyser leave a VM alone and frees its threads. Its profiles stay
+// until they are deleted.
+func (a *Analyzer) RemoveVM(vm uint32) error {
+	slot := vm % bpf.PhVMs
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return fmt.Errorf("leave VM %d: %w", vm, os.ErrClosed)
+	}
+	var old bpf.PhVM
+	if err := a.objs.VMs.Lookup(slot, &old); err != nil {
+		return fmt.Errorf("leave VM %d: %w", vm, err)
+	}
+	if old.Flags&bpf.PhVMUsed == 0 || old.Vm != vm {
+		return nil
+	}
+	if err := a.objs.VMs.Put(slot, &bpf.PhVM{}); err != nil {
+		return fmt.Errorf("leave VM %d: %w", vm, err)
+	}
+	_, err := a.deleteThreads(func(k bpf.PhThreadKey, _ *bpf.PhThread) bool { return k.Vm == vm })
+	return err
+}
+
+// Counters returns how often a limit was reached or a record lost.
+func (a *Analyzer) Counters() (Counters, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var raw [bpf.PhCounters]uint64
+	if a.closed {
+		return Counters{}, fmt.Errorf("read counters: %w", os.ErrClosed)
+	}
+	if err := a.objs.Counters.Get(&raw); err != nil {
+		return Counters{}, fmt.Errorf("read counters: %w", err)
+	}
+	st, err := a.objs.Enter.Stats()
+	if err != nil {
+		return Counters{}, fmt.Errorf("read program statistics: %w", err)
+	}
+	return Counters{
+		Counters: ph.Counters{
+			Profiles:    raw[bpf.PhFullProfiles],
+			Rows:        raw[bpf.PhFullRows],
+			Threads:     raw[bpf.PhFullThreads],
+			Symbols:     raw[bpf.PhFullSymbols],
+			NoIdentity:  raw[bpf.PhNoIdentity],
+			SignalDepth: raw[bpf.PhSignalDepth],
+			SignalLost:  raw[bpf.PhSignalLost],
+		},
+		RingFull:  raw[bpf.PhRingFull],
+		ReadFault: raw[bpf.PhReadFault],
+		Recursion: st.RecursionMisses,
+	}, nil
+}
+
+// Counters are how often the analysis in the kernel could not do its work.
+type Counters struct {
+	ph.Counters
+	// RingFull counts records that were lost because the reader was too slow.
+	RingFull uint64
+	// ReadFault counts events that could not be read, Recursion those for which the
+	// kernel did not run the program. These calls were not analysed.
+	ReadFault, Recursion uint64
+}
+
+// Close detaches the analysis and frees everything. Closing twice is no error.
+func (a *Analyzer) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil
+	}
+	a.closed = true
+	var err error
+	if a.link != nil {
+		err = a.link.Close()
+	}
+	return errors.Join(err, a.reader.Close(), a.objs.close())
+}
