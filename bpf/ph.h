@@ -112,7 +112,7 @@ struct frail_ph_executable {
  * @train: calls learnt from
  * @last_mod: value of @train at the last new pair
  * @sequences: calls that brought a new pair
- * @normal_time: when a frozen profile becomes normal, CLOCK_BOOTTIME ns
+ * @normal_time: when a frozen profile becomes normal, CLOCK_MONOTONIC ns
  * @anomalies: anomalous calls since it is normal
  * @train_epoch: rows of another epoch have forgotten their training
  * @test_epoch: rows of another epoch take what they are tested with from their training

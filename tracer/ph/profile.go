@@ -68,8 +68,13 @@ func NewRow(call Number, train, test *[256]uint8, number func(Symbol) Number) Ro
 			r.Pairs = append(r.Pairs, Pair{number(Symbol(s)), train[s], test[s]})
 		}
 	}
-	slices.SortFunc(r.Pairs, func(a, b Pair) int { return cmp.Compare(a.Prev, b.Prev) })
+	SortPairs(r.Pairs)
 	return r
+}
+
+// SortPairs orders pairs by the earlier call.
+func SortPairs(pairs []Pair) {
+	slices.SortFunc(pairs, func(a, b Pair) int { return cmp.Compare(a.Prev, b.Prev) })
 }
 
 // SortRows orders rows by call.
@@ -195,3 +200,14 @@ func (p *Profile) calls() []Number {
 
 // Calls returns the system calls of the profile, in order, without [OtherNumber].
 func (p *Profile) Calls() []Number { return p.calls() }
+
+// Distances returns the distances that the bits of a pair stand for.
+func Distances(bits uint8) []int {
+	var out []int
+	for i := range Pairs {
+		if bits>>i&1 != 0 {
+			out = append(out, i+1)
+		}
+	}
+	return out
+}
