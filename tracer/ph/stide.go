@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ph
+
+import (
+	"fmt"
+
+	"frail/bpf"
+)
+
+// Stide scores exact sequences (Hofmeyr, Forrest and Somayaji 1998): a window of calls is
+// anomalous when the executable never made just that sequence. It tells apart what
+// lookahead pairs cannot, needs memory for each sequence, and runs in user space on the
+// stream of events. It is not safe for concurrent use.
+type Stide struct {
+	window, frame int
+	grams         map[Executable]map[string]struct{}
+	threads       map[threadKey]*stideThread
+	limit         int
+	full          uint64
+}
+
+// Bounds of stide's settings.
+const (
+	// MaxStideWindow bounds the length of its sequences.
+	MaxStideWindow = 32
+	// MaxStideFrame bounds how many calls its locality frame looks back on.
+	MaxStideFrame = 1024
+	// MaxSequences bounds the sequences of one executable.
+	MaxSequences = 1 << 20
+)
+
+type stideThread struct {
+	task, space uint64
+	exe         Executable
+	calls       []byte // two bytes each, the newest last
+	frame       []bool // a ring
+	next, count int
+}
+
+// NewStide returns a scorer of sequences of window calls, whose locality frame has frame.
+func NewStide(window, frame int) (*Stide, error) {
+	if window < 2 || window > MaxStideWindow {
+		return nil, fmt.Errorf("stide window of %d calls: want 2 to %d", window, MaxStideWindow)
+	}
+	if frame < 1 || frame > MaxStideFrame {
+		return nil, fmt.Errorf("stide frame of %d calls: want 1 to %d", frame, MaxStideFrame)
+	}
+	return &Stide{
+		window: window, frame: frame, limit: MaxSequences,
+		grams:   make(map[Executable]map[string]struct{}),
+		threads: make(map[threadKey]*stideThread),
+	}, nil
+}
+
+// StideVerdict is what came of one call.
+type StideVerdict struct {
+	// New: the sequence was learnt. Miss: it is not known.
+	New, Miss bool
+	// LFC is how many of the thread's last calls, as many as the frame has, ended a
+	// sequence that is not known.
+	LFC int
+}
+
+// Call learns the sequence that a call ends, or judges it. A thread's first calls make no
+// sequence until there are enough. Events that are no call of a known thread give the zero
+// verdict.
+func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
+	if ev.Kind != bpf.EventEnter || !ev.Identified() {
+		return StideVerdict{}
+	}
+	key := threadKey{ev.Vm, ev.Pid}
+	exe, as := executableOf(ev), space(ev.Cr3)
+	t := s.threads[key]
+	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
+		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
+		s.threads[key] = t
+	}
+	n := NumberOf(ev.Table(), ev.Nr)
+	if len(t.calls) == 2*s.window {
+		copy(t.calls, t.calls[2:])
+		t.calls = t.calls[:2*s.window-2]
+	}
+	t.calls = append(t.calls, byte(n), byte(n>>8))
+
+	var v StideVerdict
+	if len(t.calls) == 2*s.window {
+		known := s.grams[exe]
+		_, ok := known[string(t.calls)]
+		switch {
+		case ok:
+		case !learn:
+			v.Miss = true
+		case len(known) >= s.limit:
+			s.full++
+		default:
+			if known == nil {
+				known = make(map[string]struct{})
+				s.grams[exe] = known
+			}
+			known[string(t.calls)] = struct{}{}
+			v.New = true
+		}
+	}
+	if t.frame[t.next] {
+		t.count--
+	}
+	t.frame[t.next] = v.Miss
+	if v.Miss {
+		t.count++
+	}
+	t.next = (t.next + 1) % len(t.frame)
+	v.LFC = t.count
+	if actionOf(n) == actExit {
+		delete(s.threads, key)
+	}
+	return v
+}
+
+// Sequences returns how many sequences of exe are known.
+func (s *Stide) Sequences(exe Executable) int { return len(s.grams[exe]) }
+
+// Full returns how many sequences were not learnt because there were [MaxSequences].
+func (s *Stide) Full() uint64 { return s.full }
