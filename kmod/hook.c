@@ -12,6 +12,7 @@
 #include <linux/linkage.h>
 #include <linux/module.h>
 #include <linux/objtool.h>
+#include <asm/ibt.h>
 
 #include "frail.h"
 
@@ -25,6 +26,7 @@ asm(
 /* Return from the hooked function itself: what it returns is in eax already. */
 "	.type		frail_tramp_return, @function\n"
 "frail_tramp_return:\n"
+	ASM_ENDBR
 	ASM_RET
 "	.size		frail_tramp_return, .-frail_tramp_return\n"
 
@@ -32,6 +34,7 @@ asm(
 "	.globl		frail_tramp_handle_ud\n"
 "	.type		frail_tramp_handle_ud, @function\n"
 "frail_tramp_handle_ud:\n"
+	ASM_ENDBR
 "	pushq		%rbp\n"
 "	movq		%rsp, %rbp\n"
 "	pushq		%rdi\n"
@@ -49,6 +52,7 @@ asm(
 "	.globl		" #tramp "\n"						\
 "	.type		" #tramp ", @function\n"				\
 #tramp ":\n"									\
+	ASM_ENDBR								\
 "	pushq		%rbp\n"							\
 "	movq		%rsp, %rbp\n"						\
 "	movq		8(%rbp), %rdx\n"					\
