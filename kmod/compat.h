@@ -32,15 +32,65 @@ static inline struct x86_exception *frail_kvm_exception(struct frail_exception *
 	return (struct x86_exception *)e;
 }
 
+/*
+ * KVM's register cache. Bitmaps, a field of its own for RIP and new names since
+ * 7.1; before, one word each and RIP among the general registers.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#define FRAIL_REG_RIP	VCPU_REG_RIP
+#define FRAIL_REG_CR3	VCPU_REG_CR3
+#define frail_rip_field(vcpu)	((vcpu)->arch.rip)
+#define frail_regs_avail(vcpu)	((vcpu)->arch.regs_avail)
+#define frail_regs_dirty(vcpu)	((vcpu)->arch.regs_dirty)
+#else
+#define FRAIL_REG_RIP	VCPU_REGS_RIP
+#define FRAIL_REG_CR3	VCPU_EXREG_CR3
+#define frail_rip_field(vcpu)	((vcpu)->arch.regs[VCPU_REGS_RIP])
+#define frail_regs_avail(vcpu)	((unsigned long *)&(vcpu)->arch.regs_avail)
+#define frail_regs_dirty(vcpu)	((unsigned long *)&(vcpu)->arch.regs_dirty)
+#endif
+
 static inline bool frail_reg_cached(struct kvm_vcpu *vcpu, int reg)
 {
-	return test_bit(reg, (unsigned long *)&vcpu->arch.regs_avail);
+	return test_bit(reg, frail_regs_avail(vcpu));
 }
 
 static inline void frail_reg_set_dirty(struct kvm_vcpu *vcpu, int reg)
 {
-	__set_bit(reg, (unsigned long *)&vcpu->arch.regs_avail);
-	__set_bit(reg, (unsigned long *)&vcpu->arch.regs_dirty);
+	__set_bit(reg, frail_regs_avail(vcpu));
+	__set_bit(reg, frail_regs_dirty(vcpu));
+}
+
+/* KVM's injector of a fault that its page-table walker met. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#define FRAIL_INJECT_FAULT_SYMBOL(S)						\
+	S(void, __kvm_inject_emulated_page_fault, (struct kvm_vcpu *vcpu,	\
+		struct x86_exception *fault, bool from_hardware))
+#define frail_inject_fault(vcpu, fault)						\
+	kvmsym.__kvm_inject_emulated_page_fault(vcpu, fault, false)
+#else
+#define FRAIL_INJECT_FAULT_SYMBOL(S)						\
+	S(void, kvm_inject_emulated_page_fault, (struct kvm_vcpu *vcpu,		\
+		struct x86_exception *fault))
+#define frail_inject_fault(vcpu, fault)						\
+	kvmsym.kvm_inject_emulated_page_fault(vcpu, fault)
+#endif
+
+/* The thread that ran the vCPU last, with a reference, or NULL. */
+static inline struct task_struct *frail_vcpu_thread(struct kvm_vcpu *vcpu)
+{
+	struct task_struct *task;
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+	read_lock(&vcpu->pid_lock);
+	task = get_pid_task(vcpu->pid, PIDTYPE_PID);
+	read_unlock(&vcpu->pid_lock);
+#else
+	rcu_read_lock();
+	task = get_pid_task(rcu_dereference(vcpu->pid), PIDTYPE_PID);
+	rcu_read_unlock();
+#endif
+	return task;
 }
 
 /* The vCPU runs a guest of its guest. */

@@ -165,7 +165,7 @@ static void load_segments(struct kvm_vcpu *vcpu, u16 cs, u16 ss, u8 dpl, bool co
  */
 static int finish(struct kvm_vcpu *vcpu, unsigned long ip, unsigned long rflags)
 {
-	frail_set_reg(vcpu, VCPU_REGS_RIP, ip);
+	frail_set_rip(vcpu, ip);
 	set_rflags(vcpu, rflags);
 	kvmsym.ops->set_interrupt_shadow(vcpu, 0);
 
@@ -186,7 +186,7 @@ static void fill_common(struct frail_vm *vm, struct kvm_vcpu *vcpu,
 {
 	ev->vm = vm->id;
 	ev->vcpu = vcpu->vcpu_idx;
-	ev->sp = frail_reg(vcpu, VCPU_REGS_RSP);
+	ev->sp = frail_rsp(vcpu);
 	ev->cr3 = frail_cr3(vcpu);
 	frail_identify(vm, vcpu, lstar, ev);
 }
@@ -322,7 +322,7 @@ static int fetch_failed(struct frail_vcpu *fv, struct kvm_vcpu *vcpu,
 	}
 	if (fv->refetches++ >= REFETCH_MAX) {
 		fv->refetches = 0;
-		kvmsym.kvm_inject_emulated_page_fault(vcpu, frail_kvm_exception(e));
+		frail_inject_fault(vcpu, frail_kvm_exception(e));
 	}
 	return 1;
 }
@@ -358,7 +358,7 @@ int frail_handle_ud(struct kvm_vcpu *vcpu)
 	fv = &vm->vcpus[vcpu->vcpu_idx];
 	kvmsym.ops->get_cs_db_l_bits(vcpu, &db, &l);
 	code64 = (efer & EFER_LMA) && l;
-	ip = frail_reg(vcpu, VCPU_REGS_RIP);
+	ip = frail_rip(vcpu);
 	if (!code64) {
 		struct kvm_segment cs;
 
@@ -385,7 +385,7 @@ int frail_handle_ud(struct kvm_vcpu *vcpu)
 		if (!(efer & EFER_LMA) ||
 		    (!code64 && boot_cpu_data.x86_vendor == X86_VENDOR_INTEL))
 			return -1;
-		ip = frail_reg(vcpu, VCPU_REGS_RIP) + len;
+		ip = frail_rip(vcpu) + len;
 		return emulate_syscall(vm, fv, vcpu, code64, code64 ? ip : (u32)ip);
 	case DECODED_SYSRET:
 	case DECODED_SYSRETQ:

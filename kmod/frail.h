@@ -37,8 +37,7 @@
 		u32 error_code))						\
 	S(void, kvm_queue_exception_p, (struct kvm_vcpu *vcpu, unsigned int nr,	\
 		unsigned long payload))						\
-	S(void, kvm_inject_emulated_page_fault, (struct kvm_vcpu *vcpu,		\
-		struct x86_exception *fault))					\
+	FRAIL_INJECT_FAULT_SYMBOL(S)						\
 	S(int, handle_ud, (struct kvm_vcpu *vcpu))				\
 	S(int, task_work_add, (struct task_struct *task,			\
 		struct callback_head *work, enum task_work_notify_mode notify))
@@ -47,6 +46,8 @@ struct frail_symbols {
 #define S(ret, name, args) ret (*name) args;
 	FRAIL_KVM_SYMBOLS(S)
 #undef S
+	unsigned long set_efer_ip;
+	unsigned long setup_uret_ip;	/* 0 on SVM, which has no such function */
 	struct kvm_x86_ops *ops;
 	struct module *vendor;
 };
@@ -128,12 +129,13 @@ void frail_vms_drain(void);
 struct file *frail_arm(struct frail_arm *arm);
 struct frail_vm *frail_vm_find(struct kvm *kvm);
 void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar);
-int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original);
+int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest);
+void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest);
 
 /* hook.c */
 int frail_hooks_install(void);
 void frail_hooks_remove(void);
-int frail_call_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original);
+int frail_call_rest(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest);
 
 /* emulate.c */
 int frail_handle_ud(struct kvm_vcpu *vcpu);
@@ -144,12 +146,29 @@ void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 void frail_call_enter(struct frail_vm *vm, const struct frail_event *ev);
 void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);
 
-/* Reads register @reg of the vCPU, wherever KVM keeps it at the moment. */
-static inline unsigned long frail_reg(struct kvm_vcpu *vcpu, int reg)
+/* Has KVM fetch @reg from where the hardware left it, if it has not yet. */
+static inline void frail_reg_cache(struct kvm_vcpu *vcpu, int reg)
 {
 	if (!frail_reg_cached(vcpu, reg))
 		kvmsym.ops->cache_reg(vcpu, reg);
-	return vcpu->arch.regs[reg];
+}
+
+static inline unsigned long frail_rsp(struct kvm_vcpu *vcpu)
+{
+	frail_reg_cache(vcpu, VCPU_REGS_RSP);
+	return vcpu->arch.regs[VCPU_REGS_RSP];
+}
+
+static inline unsigned long frail_rip(struct kvm_vcpu *vcpu)
+{
+	frail_reg_cache(vcpu, FRAIL_REG_RIP);
+	return frail_rip_field(vcpu);
+}
+
+static inline void frail_set_rip(struct kvm_vcpu *vcpu, unsigned long ip)
+{
+	frail_rip_field(vcpu) = ip;
+	frail_reg_set_dirty(vcpu, FRAIL_REG_RIP);
 }
 
 static inline void frail_set_reg(struct kvm_vcpu *vcpu, int reg, unsigned long val)
@@ -160,8 +179,7 @@ static inline void frail_set_reg(struct kvm_vcpu *vcpu, int reg, unsigned long v
 
 static inline u64 frail_cr3(struct kvm_vcpu *vcpu)
 {
-	if (!frail_reg_cached(vcpu, VCPU_EXREG_CR3))
-		kvmsym.ops->cache_reg(vcpu, VCPU_EXREG_CR3);
+	frail_reg_cache(vcpu, FRAIL_REG_CR3);
 	return vcpu->arch.cr3;
 }
 

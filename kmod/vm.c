@@ -56,11 +56,18 @@ struct frail_vm *frail_vm_find(struct kvm *kvm)
 	return found;
 }
 
+/* Hardware shall trap the system calls of a vCPU whose EFER is @efer. */
+static bool traps(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 efer)
+{
+	return vm && READ_ONCE(vm->state) == FRAIL_ARMED && (efer & EFER_SCE) &&
+	       !frail_is_guest_mode(vcpu);
+}
+
 /**
  * frail_vcpu_set_efer() - KVM sets a vCPU's EFER
  * @vcpu: a vCPU of any VM, loaded
  * @efer: what the guest or user space asked for
- * @original: the rest of set_efer
+ * @rest: the rest of set_efer
  *
  * While the VM is armed the hardware gets SCE clear and vcpu->arch.efer, the
  * truth that the guest, user space and migration see, keeps it. A guest's guest
@@ -68,7 +75,7 @@ struct frail_vm *frail_vm_find(struct kvm *kvm)
  *
  * Return: what set_efer returns.
  */
-int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original)
+int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 {
 	u64 old = vcpu->arch.efer;
 	struct frail_vm *vm;
@@ -77,9 +84,8 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original)
 
 	idx = srcu_read_lock(&efer_srcu);
 	vm = frail_vm_find(vcpu->kvm);
-	trap = vm && READ_ONCE(vm->state) == FRAIL_ARMED && (efer & EFER_SCE) &&
-	       !frail_is_guest_mode(vcpu);
-	ret = frail_call_set_efer(vcpu, trap ? efer & ~EFER_SCE : efer, original);
+	trap = traps(vm, vcpu, efer);
+	ret = frail_call_rest(vcpu, trap ? efer & ~EFER_SCE : efer, rest);
 	if (!ret && trap)
 		vcpu->arch.efer |= EFER_SCE;
 	/* A vCPU under construction has no index yet. */
@@ -95,6 +101,27 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long original)
 	}
 	srcu_read_unlock(&efer_srcu, idx);
 	return ret;
+}
+
+/**
+ * frail_vcpu_setup_uret() - VMX derives what it loads into EFER from vcpu->arch.efer
+ * @vcpu: a vCPU of any VM, loaded
+ * @unused: the trampoline's second argument
+ * @rest: the rest of vmx_setup_uret_msrs, whose argument starts with the vCPU
+ *
+ * Besides set_efer, a new CPUID and the vCPU's creation get here.
+ */
+void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest)
+{
+	int idx = srcu_read_lock(&efer_srcu);
+	bool trap = traps(frail_vm_find(vcpu->kvm), vcpu, vcpu->arch.efer);
+
+	if (trap)
+		vcpu->arch.efer &= ~EFER_SCE;
+	frail_call_rest(vcpu, 0, rest);
+	if (trap)
+		vcpu->arch.efer |= EFER_SCE;
+	srcu_read_unlock(&efer_srcu, idx);
 }
 
 /* Writes the EFER of a loaded vCPU anew, through the hook. */
@@ -152,9 +179,7 @@ static void queue_on_thread(struct frail_vcpu *fv, struct kvm_vcpu *vcpu)
 	fv->work_queued = true;
 	spin_unlock(&fv->vm->sync_lock);
 
-	rcu_read_lock();
-	task = get_pid_task(rcu_dereference(vcpu->pid), PIDTYPE_PID);
-	rcu_read_unlock();
+	task = frail_vcpu_thread(vcpu);
 	if (task) {
 		init_task_work(&fv->work, rewrite_on_thread);
 		if (!kvmsym.task_work_add(task, &fv->work, TWA_SIGNAL)) {

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package layout finds where a Linux guest's kernel keeps what Frail reads, from
+// the guest's memory alone: no System.map, debug information or profile.
+//
+// The kernel describes itself in three places: the VMCOREINFO note says where
+// its image and symbol tables lie, kallsyms names its symbols, and BTF holds its
+// types. The guest controls all of them, so every length and count is bounded,
+// and a layout is accepted only after cross-checks that a wrong one fails.
+package layout

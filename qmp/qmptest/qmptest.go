@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package qmptest runs real guests for tests: the lab's Debian guest, emulated,
+// in a private libvirtd, and plain QEMU processes. Every one ends with its test.
+package qmptest
+
+import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"frail/hooks/libvirttest"
+	"frail/lab/cache"
+)
+
+const (
+	// bootLimit is how long an emulated guest may take to greet, and
+	// commandLimit how long one command in it may take.
+	bootLimit    = 3 * time.Minute
+	commandLimit = 2 * time.Minute
+
+	// processLimit ends a plain QEMU whatever the test does.
+	processLimit = "300"
+
+	poll = 10 * time.Millisecond
+
+	// greeting is what the guest's init says first.
+	greeting = "frail guest ready"
+)
+
+// Config says what machine a guest gets. The zero value is a guest with 512 MiB,
+// one CPU of QEMU's default model and nothing on its command line.
+type Config struct {
+	MemoryMiB int
+	VCPUs     int
+	// CPU is the XML of libvirt's cpu element, or empty.
+	CPU string
+	// Cmdline is added to the kernel's command line.
+	Cmdline string
+	// Memory is the XML of libvirt's memoryBacking element, or empty.
+	Memory string
+	// Paused leaves the guest before its first instruction.
+	Paused bool
+}
+
+// Guest is a running libvirt domain. It is not safe for concurrent use.
+type Guest struct {
+	Dom  *libvirt.Domain
+	Conn *libvirt.Connect
+	// PID is QEMU's process id.
+	PID int
+
+	socket string
+	conn   net.Conn
+	lines  *bufio.Scanner
+	next   int
+}
+
+// kernelEnv names another kernel to boot instead of the lab guest's: the tests
+// hold for every kernel whose layout can be resolved.
+const kernelEnv = "FRAIL_TEST_KERNEL"
+
+// Files returns the lab guest's kernel and initramfs.
+func Files(tb testing.TB) (kernel, initrd string) {
+	tb.Helper()
+	dir, err := cache.Dir()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	kernel = filepath.Join(dir, "guest", "vmlinuz")
+	initrd = filepath.Join(dir, "guest", "initramfs.cpio.gz")
+	if k := os.Getenv(kernelEnv); k != "" {
+		kernel = k
+	}
+	for _, f := range []string{kernel, initrd} {
+		if _, err := os.Stat(f); err != nil {
+			tb.Fatalf("the lab's guest is not built; run make lab-guest: %v", err)
+		}
+	}
+	return kernel, initrd
+}
+
+// Start starts the lab's guest in a private libvirtd and, unless it is paused,
+// waits until it takes commands. The test binary's TestMain must be
+// libvirttest.Main.
+func Start(tb testing.TB, cfg Config) *Guest {
+	tb.Helper()
+	kernel, initrd := Files(tb)
+	d := libvirttest.Start(tb)
+	conn, err := libvirt.NewConnect(d.URI)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _, _ = conn.Close() })
+
+	const name = "guest"
+	g := &Guest{Conn: conn, socket: filepath.Join(d.Dir, "guest.sock")}
+	if cfg.MemoryMiB == 0 {
+		cfg.MemoryMiB = 512
+	}
+	if cfg.VCPUs == 0 {
+		cfg.VCPUs = 1
+	}
+	xml := fmt.Sprintf(`<domain type='qemu'>
+  <name>%s</name>
+  <memory unit='MiB'>%d</memory>
+  %s
+  <vcpu>%d</vcpu>
+  %s
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>%s</kernel>
+    <initrd>%s</initrd>
+    <cmdline>console=ttyS0 panic=-1 %s</cmdline>
+  </os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+    <serial type='file'><source path='%s'/><target port='0'/></serial>
+    <serial type='unix'><source mode='bind' path='%s'/><target port='1'/></serial>
+  </devices>
+</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, kernel, initrd, cfg.Cmdline, filepath.Join(d.Dir, "console"), g.socket)
+
+	// Paused, so that nobody misses the greeting.
+	g.Dom, err = conn.DomainCreateXML(xml, libvirt.DOMAIN_START_PAUSED)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = g.Dom.Free() })
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			if b, err := os.ReadFile(filepath.Join(d.Dir, "console")); err == nil {
+				tb.Logf("end of the guest's console:\n%s", b[max(0, len(b)-4096):])
+			}
+		}
+	})
+	b, err := os.ReadFile(filepath.Join(d.StatusDir, name+".pid"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if g.PID, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+		tb.Fatal(err)
+	}
+	if g.conn, err = net.Dial("unix", g.socket); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { g.conn.Close() })
+	g.lines = bufio.NewScanner(g.conn)
+	if !cfg.Paused {
+		g.Resume(tb)
+	}
+	return g
+}
+
+// Resume lets a paused guest run and waits until it takes commands.
+func (g *Guest) Resume(tb testing.TB) {
+	tb.Helper()
+	if err := g.Dom.Resume(); err != nil {
+		tb.Fatal(err)
+	}
+	g.waitReady(tb)
+}
+
+// Reset resets the guest and waits until it takes commands again.
+func (g *Guest) Reset(tb testing.TB) {
+	tb.Helper()
+	if err := g.Dom.Reset(0); err != nil {
+		tb.Fatal(err)
+	}
+	g.waitReady(tb)
+}
+
+func (g *Guest) waitReady(tb testing.TB) {
+	tb.Helper()
+	g.deadline(tb, bootLimit)
+	for g.line(tb) != greeting {
+	}
+}
+
+func (g *Guest) deadline(tb testing.TB, d time.Duration) {
+	tb.Helper()
+	if err := g.conn.SetDeadline(time.Now().Add(d)); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (g *Guest) line(tb testing.TB) string {
+	tb.Helper()
+	if !g.lines.Scan() {
+		tb.Fatalf("read the guest's answer: %v", g.lines.Err())
+	}
+	return strings.TrimRight(g.lines.Text(), "\r")
+}
+
+// Run runs a command line with the guest's shell and returns its output. The
+// test fails unless the exit status is 0.
+func (g *Guest) Run(tb testing.TB, command string) string {
+	tb.Helper()
+	g.deadline(tb, commandLimit)
+	g.next++
+	id := strconv.Itoa(g.next)
+	if _, err := fmt.Fprintf(g.conn, "run %s %s\n", id, command); err != nil {
+		tb.Fatal(err)
+	}
+	for g.line(tb) != "begin "+id {
+	}
+	var encoded strings.Builder
+	for {
+		line := g.line(tb)
+		if status, ok := strings.CutPrefix(line, "end "+id+" "); ok {
+			output, err := base64.StdEncoding.DecodeString(encoded.String())
+			if err != nil {
+				tb.Fatal(err)
+			}
+			if status != "0" {
+				tb.Fatalf("%q in the guest: exit status %s: %s", command, status, output)
+			}
+			return string(output)
+		}
+		encoded.WriteString(line)
+	}
+}
+
+// Process is a plain QEMU with a QMP socket.
+type Process struct {
+	// Socket is the QMP socket's path, Dir an empty directory that the test
+	// and QEMU can write to.
+	Socket, Dir string
+	PID         int
+}
+
+// StartProcess starts QEMU, emulating, with the given further arguments. It
+// does not start its CPUs.
+func StartProcess(tb testing.TB, args ...string) *Process {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "frail-qemu-") // short: a socket lies in it
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	p := &Process{Socket: filepath.Join(dir, "qmp"), Dir: filepath.Join(dir, "files")}
+	if err := os.Mkdir(p.Dir, 0o700); err != nil {
+		tb.Fatal(err)
+	}
+	pidFile := filepath.Join(dir, "pid")
+	// QEMU inherits the socket, so that it is there before QEMU is.
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.Socket, Net: "unix"})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	inherit, err := listener.File()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer inherit.Close()
+	defer listener.Close()
+	args = append([]string{
+		"--foreground", processLimit, "qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-S",
+		"-pidfile", pidFile, "-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+	}, args...)
+	cmd := exec.Command("timeout", args...)
+	cmd.ExtraFiles = []*os.File{inherit}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	tb.Cleanup(func() {
+		if p.PID != 0 {
+			if proc, err := os.FindProcess(p.PID); err == nil {
+				_ = proc.Kill()
+			}
+		} else {
+			_ = cmd.Process.Kill()
+		}
+		<-exited
+	})
+	for deadline := time.Now().Add(bootLimit); ; time.Sleep(poll) {
+		if b, err := os.ReadFile(pidFile); err == nil && strings.HasSuffix(string(b), "\n") {
+			if p.PID, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+				tb.Fatal(err)
+			}
+			return p
+		}
+		select {
+		case err := <-exited:
+			exited <- err
+			tb.Fatalf("QEMU exited: %v: %s", err, stderr.String())
+		default:
+		}
+		if time.Now().After(deadline) {
+			tb.Fatal("QEMU wrote no pid file")
+		}
+	}
+}
