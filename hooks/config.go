@@ -42,6 +42,10 @@ type Config struct {
 
 	// Exits says which guest transitions trap. Meaningful only with Trace.
 	Exits Exits
+
+	// Sequence asks for the analysis of the guest's call sequences. It is on only
+	// with Trace.
+	Sequence Sequence
 }
 
 // Exits says which guest transitions of a traced domain trap.
@@ -330,6 +334,9 @@ func (d *decoder) frail(start xml.StartElement, cfg *Config) (*ConfigError, erro
 			return nil, noEOF(err)
 		}
 		if d.depth < depth {
+			if cfg.Sequence.On && !cfg.Trace {
+				reject("frail/sequence", "there is no <trace/>, without which there are no calls to analyse")
+			}
 			return bad, nil
 		}
 		switch tok := tok.(type) {
@@ -342,6 +349,11 @@ func (d *decoder) frail(start xml.StartElement, cfg *Config) (*ConfigError, erro
 			case tok.Name.Space != NamespaceURI:
 				reject("frail/"+quoteName(tok.Name), "element is not in the namespace %s (is a prefix missing?)", NamespaceURI)
 				err = d.skip()
+			case tok.Name.Local == "sequence" && cfg.Sequence.On:
+				reject("frail/sequence", "the element occurs more than once")
+				err = d.skip()
+			case tok.Name.Local == "sequence":
+				err = d.sequence(tok, cfg, reject)
 			case tok.Name.Local != "trace":
 				reject("frail/"+quoteName(tok.Name), "unknown element")
 				err = d.skip()
@@ -374,27 +386,7 @@ func (d *decoder) trace(start xml.StartElement, cfg *Config, reject func(where, 
 		}
 	}
 
-	depth := d.depth
-	for {
-		tok, err := d.token()
-		if err != nil {
-			return noEOF(err)
-		}
-		if d.depth < depth {
-			return nil
-		}
-		switch tok := tok.(type) {
-		case xml.CharData:
-			if text := strings.TrimSpace(string(tok)); text != "" {
-				reject("frail/trace", "unexpected text %s", quote(text))
-			}
-		case xml.StartElement:
-			reject("frail/trace/"+quoteName(tok.Name), "unknown element")
-			if err := d.skip(); err != nil {
-				return err
-			}
-		}
-	}
+	return d.empty("frail/trace", reject)
 }
 
 // attributes returns start's attributes without its namespace declarations.

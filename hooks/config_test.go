@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 // inDomain returns a domain document around the contents of its metadata.
@@ -43,6 +44,30 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
+func TestParseSequence(t *testing.T) {
+	const open, end = `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace/>`, `</frail:frail>`
+	for _, test := range []struct {
+		name, element string
+		want          Sequence
+	}{
+		{"defaults", `<frail:sequence/>`, Sequence{On: true}},
+		{
+			"all", `<frail:sequence learn="no" tolerize="12" anomaly="30" processes="0" normal-wait="7d"/>`,
+			Sequence{true, No, 13, 31, 1, 7*24*time.Hour + 1},
+		},
+		{"no wait", `<frail:sequence learn="yes" normal-wait="0s"/>`, Sequence{On: true, Learn: Yes, NormalWaitPlus1: 1}},
+		{"weeks", `<frail:sequence normal-wait="2w"/>`, Sequence{On: true, NormalWaitPlus1: 14*24*time.Hour + 1}},
+		{"minutes", `<frail:sequence normal-wait="1h30m"/>`, Sequence{On: true, NormalWaitPlus1: 90*time.Minute + 1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cfg, err := ParseConfig([]byte(inDomain(open + test.element + end)))
+			if want := (Config{Trace: true, Sequence: test.want}); err != nil || cfg != want {
+				t.Errorf("got %+v, %v, want %+v", cfg, err, want)
+			}
+		})
+	}
+}
+
 func TestParseConfigRejectsWhatItDoesNotKnow(t *testing.T) {
 	const open, end = `<frail:frail xmlns:frail="urn:frail:domain:1.0">`, `</frail:frail>`
 	for _, test := range []struct {
@@ -60,6 +85,15 @@ func TestParseConfigRejectsWhatItDoesNotKnow(t *testing.T) {
 		{"an attribute with a namespace", open + `<frail:trace frail:exits="both"/>` + end, "frail/trace/@exits", "unknown attribute"},
 		{"one exit", open + `<frail:trace exits="entry"/>` + end, "frail/trace/@exits", `"entry" is not supported by this version: use "both"`},
 		{"other exits", open + `<frail:trace exits="none"/>` + end, "frail/trace/@exits", `unknown value "none": use "both"`},
+		{"sequences without tracing", open + `<frail:sequence/>` + end, "frail/sequence", "there is no <trace/>, without which there are no calls to analyse"},
+		{"sequence twice", open + `<frail:trace/><frail:sequence/><frail:sequence/>` + end, "frail/sequence", "the element occurs more than once"},
+		{"an attribute of sequence", open + `<frail:trace/><frail:sequence delay="1"/>` + end, "frail/sequence/@delay", "unknown attribute"},
+		{"other learning", open + `<frail:trace/><frail:sequence learn="on"/>` + end, "frail/sequence/@learn", `unknown value "on": use "yes" or "no"`},
+		{"a limit beyond the frame", open + `<frail:trace/><frail:sequence tolerize="128"/>` + end, "frail/sequence/@tolerize", `"128" is not a number from 0 to 127`},
+		{"a negative limit", open + `<frail:trace/><frail:sequence anomaly="-1"/>` + end, "frail/sequence/@anomaly", `"-1" is not a number from 0 to 2147483647`},
+		{"a wait without unit", open + `<frail:trace/><frail:sequence normal-wait="7"/>` + end, "frail/sequence/@normal-wait", `"7": want a duration such as "7d", "12h" or "30m"`},
+		{"a wait beyond all", open + `<frail:trace/><frail:sequence normal-wait="999999999d"/>` + end, "frail/sequence/@normal-wait", `"999999999d": want a duration such as "7d", "12h" or "30m"`},
+		{"an element in sequence", open + `<frail:trace/><frail:sequence><frail:x/></frail:sequence>` + end, "frail/sequence/x", "unknown element"},
 		{"text", open + `on` + end, "frail", `unexpected text "on"`},
 		{"text in trace", open + `<frail:trace>on</frail:trace>` + end, "frail/trace", `unexpected text "on"`},
 		{"trace twice", open + `<frail:trace/><frail:trace/>` + end, "frail/trace", "the element occurs more than once"},
