@@ -101,6 +101,65 @@ func (State) EnumDescriptor() ([]byte, []int) {
 	return file_frail_proto_rawDescGZIP(), []int{0}
 }
 
+type ProfileChange int32
+
+const (
+	ProfileChange_PROFILE_CHANGE_UNSPECIFIED ProfileChange = 0
+	// Judge by all that was learnt, from now on.
+	ProfileChange_PROFILE_CHANGE_NORMALIZE ProfileChange = 1
+	// Stop to judge: what the program does is learnt.
+	ProfileChange_PROFILE_CHANGE_TOLERIZE ProfileChange = 2
+	// Forget what was learnt and is not judged by.
+	ProfileChange_PROFILE_CHANGE_SENSITIZE ProfileChange = 3
+	// Forget the profile.
+	ProfileChange_PROFILE_CHANGE_DELETE ProfileChange = 4
+)
+
+// Enum value maps for ProfileChange.
+var (
+	ProfileChange_name = map[int32]string{
+		0: "PROFILE_CHANGE_UNSPECIFIED",
+		1: "PROFILE_CHANGE_NORMALIZE",
+		2: "PROFILE_CHANGE_TOLERIZE",
+		3: "PROFILE_CHANGE_SENSITIZE",
+		4: "PROFILE_CHANGE_DELETE",
+	}
+	ProfileChange_value = map[string]int32{
+		"PROFILE_CHANGE_UNSPECIFIED": 0,
+		"PROFILE_CHANGE_NORMALIZE":   1,
+		"PROFILE_CHANGE_TOLERIZE":    2,
+		"PROFILE_CHANGE_SENSITIZE":   3,
+		"PROFILE_CHANGE_DELETE":      4,
+	}
+)
+
+func (x ProfileChange) Enum() *ProfileChange {
+	p := new(ProfileChange)
+	*p = x
+	return p
+}
+
+func (x ProfileChange) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProfileChange) Descriptor() protoreflect.EnumDescriptor {
+	return file_frail_proto_enumTypes[1].Descriptor()
+}
+
+func (ProfileChange) Type() protoreflect.EnumType {
+	return &file_frail_proto_enumTypes[1]
+}
+
+func (x ProfileChange) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProfileChange.Descriptor instead.
+func (ProfileChange) EnumDescriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{1}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1552,6 +1611,967 @@ func (x *Check) GetOptional() bool {
 	return false
 }
 
+type AlertsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID; empty: all domains.
+	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Also send the alerts that come.
+	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertsRequest) Reset() {
+	*x = AlertsRequest{}
+	mi := &file_frail_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertsRequest) ProtoMessage() {}
+
+func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertsRequest.ProtoReflect.Descriptor instead.
+func (*AlertsRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AlertsRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *AlertsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+// Alert is something an operator should look at.
+type Alert struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "attack", "processes", "drift" or "limit".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Nanoseconds since the Unix epoch.
+	UnixNano int64 `protobuf:"varint,2,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	// Of the domain.
+	Uuid string `protobuf:"bytes,3,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// The module's id of the VM.
+	Vm   uint32 `protobuf:"varint,5,opt,name=vm,proto3" json:"vm,omitempty"`
+	Pid  int32  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tgid int32  `protobuf:"varint,7,opt,name=tgid,proto3" json:"tgid,omitempty"`
+	// Bytes, not text: the guest chooses them.
+	Executable []byte `protobuf:"bytes,8,opt,name=executable,proto3" json:"executable,omitempty"`
+	// The call that raised the alert and the eight before it, by number as in
+	// tracer/ph.Number, the newest first.
+	Calls []uint32 `protobuf:"varint,9,rep,packed,name=calls,proto3" json:"calls,omitempty"`
+	// Pairs that were missing: bit i-1 is that of calls 0 and i.
+	Miss uint32 `protobuf:"varint,10,opt,name=miss,proto3" json:"miss,omitempty"`
+	// How many of the thread's last 128 calls were anomalous, the most there were, and
+	// each of them, the newest in bit 0 of the first.
+	Lfc    uint32   `protobuf:"varint,11,opt,name=lfc,proto3" json:"lfc,omitempty"`
+	MaxLfc uint32   `protobuf:"varint,12,opt,name=max_lfc,json=maxLfc,proto3" json:"max_lfc,omitempty"`
+	Frame  []uint64 `protobuf:"fixed64,13,rep,packed,name=frame,proto3" json:"frame,omitempty"`
+	// Anomalous calls of the executable since it was normal.
+	Anomalies uint64 `protobuf:"varint,14,opt,name=anomalies,proto3" json:"anomalies,omitempty"`
+	// Of kind "limit": what was reached and how often.
+	Limit uint32 `protobuf:"varint,15,opt,name=limit,proto3" json:"limit,omitempty"`
+	Count uint64 `protobuf:"varint,16,opt,name=count,proto3" json:"count,omitempty"`
+	// On the clock of Event.time.
+	BootNano      uint64 `protobuf:"varint,17,opt,name=boot_nano,json=bootNano,proto3" json:"boot_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_frail_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Alert) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Alert) GetUnixNano() int64 {
+	if x != nil {
+		return x.UnixNano
+	}
+	return 0
+}
+
+func (x *Alert) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Alert) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Alert) GetVm() uint32 {
+	if x != nil {
+		return x.Vm
+	}
+	return 0
+}
+
+func (x *Alert) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Alert) GetTgid() int32 {
+	if x != nil {
+		return x.Tgid
+	}
+	return 0
+}
+
+func (x *Alert) GetExecutable() []byte {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+func (x *Alert) GetCalls() []uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+func (x *Alert) GetMiss() uint32 {
+	if x != nil {
+		return x.Miss
+	}
+	return 0
+}
+
+func (x *Alert) GetLfc() uint32 {
+	if x != nil {
+		return x.Lfc
+	}
+	return 0
+}
+
+func (x *Alert) GetMaxLfc() uint32 {
+	if x != nil {
+		return x.MaxLfc
+	}
+	return 0
+}
+
+func (x *Alert) GetFrame() []uint64 {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *Alert) GetAnomalies() uint64 {
+	if x != nil {
+		return x.Anomalies
+	}
+	return 0
+}
+
+func (x *Alert) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Alert) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Alert) GetBootNano() uint64 {
+	if x != nil {
+		return x.BootNano
+	}
+	return 0
+}
+
+type ProfilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID; empty: all domains.
+	Domain        string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfilesRequest) Reset() {
+	*x = ProfilesRequest{}
+	mi := &file_frail_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfilesRequest) ProtoMessage() {}
+
+func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfilesRequest.ProtoReflect.Descriptor instead.
+func (*ProfilesRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ProfilesRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+type ProfilesResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Profiles []*Profile             `protobuf:"bytes,1,rep,name=profiles,proto3" json:"profiles,omitempty"`
+	// How often a limit was reached or a record lost, by name.
+	Counters      map[string]uint64 `protobuf:"bytes,2,rep,name=counters,proto3" json:"counters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfilesResponse) Reset() {
+	*x = ProfilesResponse{}
+	mi := &file_frail_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfilesResponse) ProtoMessage() {}
+
+func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfilesResponse.ProtoReflect.Descriptor instead.
+func (*ProfilesResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ProfilesResponse) GetProfiles() []*Profile {
+	if x != nil {
+		return x.Profiles
+	}
+	return nil
+}
+
+func (x *ProfilesResponse) GetCounters() map[string]uint64 {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+type Profile struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Uuid       string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Executable []byte                 `protobuf:"bytes,3,opt,name=executable,proto3" json:"executable,omitempty"`
+	Normal     bool                   `protobuf:"varint,4,opt,name=normal,proto3" json:"normal,omitempty"`
+	Frozen     bool                   `protobuf:"varint,5,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// When a frozen profile becomes normal, nanoseconds since the Unix epoch.
+	NormalUnixNano int64  `protobuf:"varint,6,opt,name=normal_unix_nano,json=normalUnixNano,proto3" json:"normal_unix_nano,omitempty"`
+	Train          uint64 `protobuf:"varint,7,opt,name=train,proto3" json:"train,omitempty"`
+	LastMod        uint64 `protobuf:"varint,8,opt,name=last_mod,json=lastMod,proto3" json:"last_mod,omitempty"`
+	Sequences      uint64 `protobuf:"varint,9,opt,name=sequences,proto3" json:"sequences,omitempty"`
+	Anomalies      uint64 `protobuf:"varint,10,opt,name=anomalies,proto3" json:"anomalies,omitempty"`
+	// Different system calls.
+	Calls uint32 `protobuf:"varint,11,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Threads that ran it.
+	Threads       uint64 `protobuf:"varint,12,opt,name=threads,proto3" json:"threads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Profile) Reset() {
+	*x = Profile{}
+	mi := &file_frail_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Profile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Profile) ProtoMessage() {}
+
+func (x *Profile) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Profile.ProtoReflect.Descriptor instead.
+func (*Profile) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Profile) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Profile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Profile) GetExecutable() []byte {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+func (x *Profile) GetNormal() bool {
+	if x != nil {
+		return x.Normal
+	}
+	return false
+}
+
+func (x *Profile) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *Profile) GetNormalUnixNano() int64 {
+	if x != nil {
+		return x.NormalUnixNano
+	}
+	return 0
+}
+
+func (x *Profile) GetTrain() uint64 {
+	if x != nil {
+		return x.Train
+	}
+	return 0
+}
+
+func (x *Profile) GetLastMod() uint64 {
+	if x != nil {
+		return x.LastMod
+	}
+	return 0
+}
+
+func (x *Profile) GetSequences() uint64 {
+	if x != nil {
+		return x.Sequences
+	}
+	return 0
+}
+
+func (x *Profile) GetAnomalies() uint64 {
+	if x != nil {
+		return x.Anomalies
+	}
+	return 0
+}
+
+func (x *Profile) GetCalls() uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Profile) GetThreads() uint64 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+type ProfileName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Domain        string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	Executable    []byte                 `protobuf:"bytes,2,opt,name=executable,proto3" json:"executable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileName) Reset() {
+	*x = ProfileName{}
+	mi := &file_frail_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileName) ProtoMessage() {}
+
+func (x *ProfileName) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileName.ProtoReflect.Descriptor instead.
+func (*ProfileName) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ProfileName) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *ProfileName) GetExecutable() []byte {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+type ProfileFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          []byte                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileFile) Reset() {
+	*x = ProfileFile{}
+	mi := &file_frail_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileFile) ProtoMessage() {}
+
+func (x *ProfileFile) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileFile.ProtoReflect.Descriptor instead.
+func (*ProfileFile) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ProfileFile) GetFile() []byte {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type PutProfileRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Domain string                 `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Empty: the file's own.
+	Executable    []byte `protobuf:"bytes,2,opt,name=executable,proto3" json:"executable,omitempty"`
+	File          []byte `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProfileRequest) Reset() {
+	*x = PutProfileRequest{}
+	mi := &file_frail_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProfileRequest) ProtoMessage() {}
+
+func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
+func (*PutProfileRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PutProfileRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *PutProfileRequest) GetExecutable() []byte {
+	if x != nil {
+		return x.Executable
+	}
+	return nil
+}
+
+func (x *PutProfileRequest) GetFile() []byte {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type PutProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProfileResponse) Reset() {
+	*x = PutProfileResponse{}
+	mi := &file_frail_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProfileResponse) ProtoMessage() {}
+
+func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
+func (*PutProfileResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{28}
+}
+
+type ChangeProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Profile       *ProfileName           `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	Change        ProfileChange          `protobuf:"varint,2,opt,name=change,proto3,enum=frail.v1.ProfileChange" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeProfileRequest) Reset() {
+	*x = ChangeProfileRequest{}
+	mi := &file_frail_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeProfileRequest) ProtoMessage() {}
+
+func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeProfileRequest.ProtoReflect.Descriptor instead.
+func (*ChangeProfileRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ChangeProfileRequest) GetProfile() *ProfileName {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
+func (x *ChangeProfileRequest) GetChange() ProfileChange {
+	if x != nil {
+		return x.Change
+	}
+	return ProfileChange_PROFILE_CHANGE_UNSPECIFIED
+}
+
+type ChangeProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeProfileResponse) Reset() {
+	*x = ChangeProfileResponse{}
+	mi := &file_frail_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeProfileResponse) ProtoMessage() {}
+
+func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeProfileResponse.ProtoReflect.Descriptor instead.
+func (*ChangeProfileResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{30}
+}
+
+type ThreadsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID; empty: all domains.
+	Domain        string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThreadsRequest) Reset() {
+	*x = ThreadsRequest{}
+	mi := &file_frail_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThreadsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThreadsRequest) ProtoMessage() {}
+
+func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThreadsRequest.ProtoReflect.Descriptor instead.
+func (*ThreadsRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ThreadsRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+type ThreadsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Threads []*Thread              `protobuf:"bytes,1,rep,name=threads,proto3" json:"threads,omitempty"`
+	// When the counts were read, on a clock that is not set.
+	Nano          int64 `protobuf:"varint,2,opt,name=nano,proto3" json:"nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThreadsResponse) Reset() {
+	*x = ThreadsResponse{}
+	mi := &file_frail_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThreadsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThreadsResponse) ProtoMessage() {}
+
+func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThreadsResponse.ProtoReflect.Descriptor instead.
+func (*ThreadsResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ThreadsResponse) GetThreads() []*Thread {
+	if x != nil {
+		return x.Threads
+	}
+	return nil
+}
+
+func (x *ThreadsResponse) GetNano() int64 {
+	if x != nil {
+		return x.Nano
+	}
+	return 0
+}
+
+type Thread struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pid   int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tgid  int32                  `protobuf:"varint,3,opt,name=tgid,proto3" json:"tgid,omitempty"`
+	Comm  []byte                 `protobuf:"bytes,4,opt,name=comm,proto3" json:"comm,omitempty"`
+	// Made since its program began.
+	Calls         uint64 `protobuf:"varint,5,opt,name=calls,proto3" json:"calls,omitempty"`
+	Lfc           uint32 `protobuf:"varint,6,opt,name=lfc,proto3" json:"lfc,omitempty"`
+	MaxLfc        uint32 `protobuf:"varint,7,opt,name=max_lfc,json=maxLfc,proto3" json:"max_lfc,omitempty"`
+	Normal        bool   `protobuf:"varint,8,opt,name=normal,proto3" json:"normal,omitempty"`
+	Frozen        bool   `protobuf:"varint,9,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Thread) Reset() {
+	*x = Thread{}
+	mi := &file_frail_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Thread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Thread) ProtoMessage() {}
+
+func (x *Thread) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Thread.ProtoReflect.Descriptor instead.
+func (*Thread) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Thread) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Thread) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Thread) GetTgid() int32 {
+	if x != nil {
+		return x.Tgid
+	}
+	return 0
+}
+
+func (x *Thread) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
+}
+
+func (x *Thread) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Thread) GetLfc() uint32 {
+	if x != nil {
+		return x.Lfc
+	}
+	return 0
+}
+
+func (x *Thread) GetMaxLfc() uint32 {
+	if x != nil {
+		return x.MaxLfc
+	}
+	return 0
+}
+
+func (x *Thread) GetNormal() bool {
+	if x != nil {
+		return x.Normal
+	}
+	return false
+}
+
+func (x *Thread) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
 var File_frail_proto protoreflect.FileDescriptor
 
 const file_frail_proto_rawDesc = "" +
@@ -1661,7 +2681,88 @@ const file_frail_proto_rawDesc = "" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x10\n" +
 	"\x03fix\x18\x04 \x01(\tR\x03fix\x12\x1a\n" +
-	"\boptional\x18\x05 \x01(\bR\boptional*\xa9\x01\n" +
+	"\boptional\x18\x05 \x01(\bR\boptional\"?\n" +
+	"\rAlertsRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"\x88\x03\n" +
+	"\x05Alert\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x12\x12\n" +
+	"\x04uuid\x18\x03 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02vm\x18\x05 \x01(\rR\x02vm\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04tgid\x18\a \x01(\x05R\x04tgid\x12\x1e\n" +
+	"\n" +
+	"executable\x18\b \x01(\fR\n" +
+	"executable\x12\x14\n" +
+	"\x05calls\x18\t \x03(\rR\x05calls\x12\x12\n" +
+	"\x04miss\x18\n" +
+	" \x01(\rR\x04miss\x12\x10\n" +
+	"\x03lfc\x18\v \x01(\rR\x03lfc\x12\x17\n" +
+	"\amax_lfc\x18\f \x01(\rR\x06maxLfc\x12\x14\n" +
+	"\x05frame\x18\r \x03(\x06R\x05frame\x12\x1c\n" +
+	"\tanomalies\x18\x0e \x01(\x04R\tanomalies\x12\x14\n" +
+	"\x05limit\x18\x0f \x01(\rR\x05limit\x12\x14\n" +
+	"\x05count\x18\x10 \x01(\x04R\x05count\x12\x1b\n" +
+	"\tboot_nano\x18\x11 \x01(\x04R\bbootNano\")\n" +
+	"\x0fProfilesRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"\xc4\x01\n" +
+	"\x10ProfilesResponse\x12-\n" +
+	"\bprofiles\x18\x01 \x03(\v2\x11.frail.v1.ProfileR\bprofiles\x12D\n" +
+	"\bcounters\x18\x02 \x03(\v2(.frail.v1.ProfilesResponse.CountersEntryR\bcounters\x1a;\n" +
+	"\rCountersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc8\x02\n" +
+	"\aProfile\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"executable\x18\x03 \x01(\fR\n" +
+	"executable\x12\x16\n" +
+	"\x06normal\x18\x04 \x01(\bR\x06normal\x12\x16\n" +
+	"\x06frozen\x18\x05 \x01(\bR\x06frozen\x12(\n" +
+	"\x10normal_unix_nano\x18\x06 \x01(\x03R\x0enormalUnixNano\x12\x14\n" +
+	"\x05train\x18\a \x01(\x04R\x05train\x12\x19\n" +
+	"\blast_mod\x18\b \x01(\x04R\alastMod\x12\x1c\n" +
+	"\tsequences\x18\t \x01(\x04R\tsequences\x12\x1c\n" +
+	"\tanomalies\x18\n" +
+	" \x01(\x04R\tanomalies\x12\x14\n" +
+	"\x05calls\x18\v \x01(\rR\x05calls\x12\x18\n" +
+	"\athreads\x18\f \x01(\x04R\athreads\"E\n" +
+	"\vProfileName\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1e\n" +
+	"\n" +
+	"executable\x18\x02 \x01(\fR\n" +
+	"executable\"!\n" +
+	"\vProfileFile\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\fR\x04file\"_\n" +
+	"\x11PutProfileRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1e\n" +
+	"\n" +
+	"executable\x18\x02 \x01(\fR\n" +
+	"executable\x12\x12\n" +
+	"\x04file\x18\x03 \x01(\fR\x04file\"\x14\n" +
+	"\x12PutProfileResponse\"x\n" +
+	"\x14ChangeProfileRequest\x12/\n" +
+	"\aprofile\x18\x01 \x01(\v2\x15.frail.v1.ProfileNameR\aprofile\x12/\n" +
+	"\x06change\x18\x02 \x01(\x0e2\x17.frail.v1.ProfileChangeR\x06change\"\x17\n" +
+	"\x15ChangeProfileResponse\"(\n" +
+	"\x0eThreadsRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"Q\n" +
+	"\x0fThreadsResponse\x12*\n" +
+	"\athreads\x18\x01 \x03(\v2\x10.frail.v1.ThreadR\athreads\x12\x12\n" +
+	"\x04nano\x18\x02 \x01(\x03R\x04nano\"\xc7\x01\n" +
+	"\x06Thread\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04tgid\x18\x03 \x01(\x05R\x04tgid\x12\x12\n" +
+	"\x04comm\x18\x04 \x01(\fR\x04comm\x12\x14\n" +
+	"\x05calls\x18\x05 \x01(\x04R\x05calls\x12\x10\n" +
+	"\x03lfc\x18\x06 \x01(\rR\x03lfc\x12\x17\n" +
+	"\amax_lfc\x18\a \x01(\rR\x06maxLfc\x12\x16\n" +
+	"\x06normal\x18\b \x01(\bR\x06normal\x12\x16\n" +
+	"\x06frozen\x18\t \x01(\bR\x06frozen*\xa9\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_SHUT_OFF\x10\x01\x12\x14\n" +
@@ -1670,12 +2771,26 @@ const file_frail_proto_rawDesc = "" +
 	"\x0fSTATE_RESOLVING\x10\x04\x12\x10\n" +
 	"\fSTATE_TRACED\x10\x05\x12\x15\n" +
 	"\x11STATE_NO_IDENTITY\x10\x06\x12\x0f\n" +
-	"\vSTATE_ERROR\x10\a2\xf6\x01\n" +
+	"\vSTATE_ERROR\x10\a*\xa3\x01\n" +
+	"\rProfileChange\x12\x1e\n" +
+	"\x1aPROFILE_CHANGE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18PROFILE_CHANGE_NORMALIZE\x10\x01\x12\x1b\n" +
+	"\x17PROFILE_CHANGE_TOLERIZE\x10\x02\x12\x1c\n" +
+	"\x18PROFILE_CHANGE_SENSITIZE\x10\x03\x12\x19\n" +
+	"\x15PROFILE_CHANGE_DELETE\x10\x042\x86\x05\n" +
 	"\x05Frail\x12;\n" +
 	"\x06Status\x12\x17.frail.v1.StatusRequest\x1a\x18.frail.v1.StatusResponse\x125\n" +
 	"\x04List\x12\x15.frail.v1.ListRequest\x1a\x16.frail.v1.ListResponse\x12<\n" +
 	"\x05Trace\x12\x16.frail.v1.TraceRequest\x1a\x17.frail.v1.TraceResponse(\x010\x01\x12;\n" +
-	"\x06Doctor\x12\x17.frail.v1.DoctorRequest\x1a\x18.frail.v1.DoctorResponseB\vZ\tfrail/apib\x06proto3"
+	"\x06Doctor\x12\x17.frail.v1.DoctorRequest\x1a\x18.frail.v1.DoctorResponse\x124\n" +
+	"\x06Alerts\x12\x17.frail.v1.AlertsRequest\x1a\x0f.frail.v1.Alert0\x01\x12A\n" +
+	"\bProfiles\x12\x19.frail.v1.ProfilesRequest\x1a\x1a.frail.v1.ProfilesResponse\x12:\n" +
+	"\n" +
+	"GetProfile\x12\x15.frail.v1.ProfileName\x1a\x15.frail.v1.ProfileFile\x12G\n" +
+	"\n" +
+	"PutProfile\x12\x1b.frail.v1.PutProfileRequest\x1a\x1c.frail.v1.PutProfileResponse\x12P\n" +
+	"\rChangeProfile\x12\x1e.frail.v1.ChangeProfileRequest\x1a\x1f.frail.v1.ChangeProfileResponse\x12>\n" +
+	"\aThreads\x12\x18.frail.v1.ThreadsRequest\x1a\x19.frail.v1.ThreadsResponseB\vZ\tfrail/apib\x06proto3"
 
 var (
 	file_frail_proto_rawDescOnce sync.Once
@@ -1689,59 +2804,92 @@ func file_frail_proto_rawDescGZIP() []byte {
 	return file_frail_proto_rawDescData
 }
 
-var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_frail_proto_goTypes = []any{
-	(State)(0),             // 0: frail.v1.State
-	(*StatusRequest)(nil),  // 1: frail.v1.StatusRequest
-	(*StatusResponse)(nil), // 2: frail.v1.StatusResponse
-	(*ListRequest)(nil),    // 3: frail.v1.ListRequest
-	(*ListResponse)(nil),   // 4: frail.v1.ListResponse
-	(*Domain)(nil),         // 5: frail.v1.Domain
-	(*VM)(nil),             // 6: frail.v1.VM
-	(*TraceRequest)(nil),   // 7: frail.v1.TraceRequest
-	(*TraceStart)(nil),     // 8: frail.v1.TraceStart
-	(*TraceStop)(nil),      // 9: frail.v1.TraceStop
-	(*TraceResponse)(nil),  // 10: frail.v1.TraceResponse
-	(*TraceStarted)(nil),   // 11: frail.v1.TraceStarted
-	(*TraceArmed)(nil),     // 12: frail.v1.TraceArmed
-	(*Events)(nil),         // 13: frail.v1.Events
-	(*Event)(nil),          // 14: frail.v1.Event
-	(*Lost)(nil),           // 15: frail.v1.Lost
-	(*LossCounts)(nil),     // 16: frail.v1.LossCounts
-	(*Summary)(nil),        // 17: frail.v1.Summary
-	(*DoctorRequest)(nil),  // 18: frail.v1.DoctorRequest
-	(*DoctorResponse)(nil), // 19: frail.v1.DoctorResponse
-	(*Check)(nil),          // 20: frail.v1.Check
+	(State)(0),                    // 0: frail.v1.State
+	(ProfileChange)(0),            // 1: frail.v1.ProfileChange
+	(*StatusRequest)(nil),         // 2: frail.v1.StatusRequest
+	(*StatusResponse)(nil),        // 3: frail.v1.StatusResponse
+	(*ListRequest)(nil),           // 4: frail.v1.ListRequest
+	(*ListResponse)(nil),          // 5: frail.v1.ListResponse
+	(*Domain)(nil),                // 6: frail.v1.Domain
+	(*VM)(nil),                    // 7: frail.v1.VM
+	(*TraceRequest)(nil),          // 8: frail.v1.TraceRequest
+	(*TraceStart)(nil),            // 9: frail.v1.TraceStart
+	(*TraceStop)(nil),             // 10: frail.v1.TraceStop
+	(*TraceResponse)(nil),         // 11: frail.v1.TraceResponse
+	(*TraceStarted)(nil),          // 12: frail.v1.TraceStarted
+	(*TraceArmed)(nil),            // 13: frail.v1.TraceArmed
+	(*Events)(nil),                // 14: frail.v1.Events
+	(*Event)(nil),                 // 15: frail.v1.Event
+	(*Lost)(nil),                  // 16: frail.v1.Lost
+	(*LossCounts)(nil),            // 17: frail.v1.LossCounts
+	(*Summary)(nil),               // 18: frail.v1.Summary
+	(*DoctorRequest)(nil),         // 19: frail.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 20: frail.v1.DoctorResponse
+	(*Check)(nil),                 // 21: frail.v1.Check
+	(*AlertsRequest)(nil),         // 22: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 23: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 24: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 25: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 26: frail.v1.Profile
+	(*ProfileName)(nil),           // 27: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 28: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 29: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 30: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 31: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 32: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 33: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 34: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 35: frail.v1.Thread
+	nil,                           // 36: frail.v1.ProfilesResponse.CountersEntry
 }
 var file_frail_proto_depIdxs = []int32{
-	5,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
+	6,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
 	0,  // 1: frail.v1.Domain.state:type_name -> frail.v1.State
-	6,  // 2: frail.v1.Domain.vm:type_name -> frail.v1.VM
-	8,  // 3: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
-	9,  // 4: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
-	11, // 5: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
-	12, // 6: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
-	13, // 7: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
-	15, // 8: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
-	17, // 9: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
-	14, // 10: frail.v1.Events.events:type_name -> frail.v1.Event
-	16, // 11: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
-	16, // 12: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
-	20, // 13: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	1,  // 14: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	3,  // 15: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	7,  // 16: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	18, // 17: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	2,  // 18: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	4,  // 19: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	10, // 20: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	19, // 21: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	7,  // 2: frail.v1.Domain.vm:type_name -> frail.v1.VM
+	9,  // 3: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
+	10, // 4: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
+	12, // 5: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
+	13, // 6: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
+	14, // 7: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
+	16, // 8: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
+	18, // 9: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
+	15, // 10: frail.v1.Events.events:type_name -> frail.v1.Event
+	17, // 11: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
+	17, // 12: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
+	21, // 13: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
+	26, // 14: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	36, // 15: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	27, // 16: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	1,  // 17: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	35, // 18: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	2,  // 19: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	4,  // 20: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	8,  // 21: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	19, // 22: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	22, // 23: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	24, // 24: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	27, // 25: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	29, // 26: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	31, // 27: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	33, // 28: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	3,  // 29: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	5,  // 30: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	11, // 31: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	20, // 32: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	23, // 33: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	25, // 34: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	28, // 35: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	30, // 36: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	32, // 37: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	34, // 38: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	29, // [29:39] is the sub-list for method output_type
+	19, // [19:29] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -1765,8 +2913,8 @@ func file_frail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

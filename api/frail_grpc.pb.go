@@ -26,10 +26,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Frail_Status_FullMethodName = "/frail.v1.Frail/Status"
-	Frail_List_FullMethodName   = "/frail.v1.Frail/List"
-	Frail_Trace_FullMethodName  = "/frail.v1.Frail/Trace"
-	Frail_Doctor_FullMethodName = "/frail.v1.Frail/Doctor"
+	Frail_Status_FullMethodName        = "/frail.v1.Frail/Status"
+	Frail_List_FullMethodName          = "/frail.v1.Frail/List"
+	Frail_Trace_FullMethodName         = "/frail.v1.Frail/Trace"
+	Frail_Doctor_FullMethodName        = "/frail.v1.Frail/Doctor"
+	Frail_Alerts_FullMethodName        = "/frail.v1.Frail/Alerts"
+	Frail_Profiles_FullMethodName      = "/frail.v1.Frail/Profiles"
+	Frail_GetProfile_FullMethodName    = "/frail.v1.Frail/GetProfile"
+	Frail_PutProfile_FullMethodName    = "/frail.v1.Frail/PutProfile"
+	Frail_ChangeProfile_FullMethodName = "/frail.v1.Frail/ChangeProfile"
+	Frail_Threads_FullMethodName       = "/frail.v1.Frail/Threads"
 )
 
 // FrailClient is the client API for Frail service.
@@ -55,6 +61,27 @@ type FrailClient interface {
 	// Doctor runs the checks that only the daemon can run: they see its
 	// privileges and its sandbox.
 	Doctor(ctx context.Context, in *DoctorRequest, opts ...grpc.CallOption) (*DoctorResponse, error)
+	// Alerts sends the alerts of the sequence analysis that fraild remembers, the oldest
+	// first, and with follow those that come, until the client cancels.
+	Alerts(ctx context.Context, in *AlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Alert], error)
+	// Profiles describes what is learnt of the executables of the domains that are
+	// analysed.
+	//
+	// NOT_FOUND: no such domain.
+	Profiles(ctx context.Context, in *ProfilesRequest, opts ...grpc.CallOption) (*ProfilesResponse, error)
+	// GetProfile returns a profile as a file's content.
+	//
+	// NOT_FOUND: no such domain or executable.
+	GetProfile(ctx context.Context, in *ProfileName, opts ...grpc.CallOption) (*ProfileFile, error)
+	// PutProfile gives an executable the profile of a file, in place of what is learnt.
+	//
+	// INVALID_ARGUMENT: the file is no profile. RESOURCE_EXHAUSTED: a limit of the
+	// configuration.
+	PutProfile(ctx context.Context, in *PutProfileRequest, opts ...grpc.CallOption) (*PutProfileResponse, error)
+	// ChangeProfile changes a profile's state by the operator's decision.
+	ChangeProfile(ctx context.Context, in *ChangeProfileRequest, opts ...grpc.CallOption) (*ChangeProfileResponse, error)
+	// Threads describes the threads of the domains that are analysed.
+	Threads(ctx context.Context, in *ThreadsRequest, opts ...grpc.CallOption) (*ThreadsResponse, error)
 }
 
 type frailClient struct {
@@ -108,6 +135,75 @@ func (c *frailClient) Doctor(ctx context.Context, in *DoctorRequest, opts ...grp
 	return out, nil
 }
 
+func (c *frailClient) Alerts(ctx context.Context, in *AlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Alert], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[1], Frail_Alerts_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AlertsRequest, Alert]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_AlertsClient = grpc.ServerStreamingClient[Alert]
+
+func (c *frailClient) Profiles(ctx context.Context, in *ProfilesRequest, opts ...grpc.CallOption) (*ProfilesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProfilesResponse)
+	err := c.cc.Invoke(ctx, Frail_Profiles_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) GetProfile(ctx context.Context, in *ProfileName, opts ...grpc.CallOption) (*ProfileFile, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProfileFile)
+	err := c.cc.Invoke(ctx, Frail_GetProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) PutProfile(ctx context.Context, in *PutProfileRequest, opts ...grpc.CallOption) (*PutProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutProfileResponse)
+	err := c.cc.Invoke(ctx, Frail_PutProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) ChangeProfile(ctx context.Context, in *ChangeProfileRequest, opts ...grpc.CallOption) (*ChangeProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeProfileResponse)
+	err := c.cc.Invoke(ctx, Frail_ChangeProfile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) Threads(ctx context.Context, in *ThreadsRequest, opts ...grpc.CallOption) (*ThreadsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ThreadsResponse)
+	err := c.cc.Invoke(ctx, Frail_Threads_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FrailServer is the server API for Frail service.
 // All implementations must embed UnimplementedFrailServer
 // for forward compatibility.
@@ -131,6 +227,27 @@ type FrailServer interface {
 	// Doctor runs the checks that only the daemon can run: they see its
 	// privileges and its sandbox.
 	Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error)
+	// Alerts sends the alerts of the sequence analysis that fraild remembers, the oldest
+	// first, and with follow those that come, until the client cancels.
+	Alerts(*AlertsRequest, grpc.ServerStreamingServer[Alert]) error
+	// Profiles describes what is learnt of the executables of the domains that are
+	// analysed.
+	//
+	// NOT_FOUND: no such domain.
+	Profiles(context.Context, *ProfilesRequest) (*ProfilesResponse, error)
+	// GetProfile returns a profile as a file's content.
+	//
+	// NOT_FOUND: no such domain or executable.
+	GetProfile(context.Context, *ProfileName) (*ProfileFile, error)
+	// PutProfile gives an executable the profile of a file, in place of what is learnt.
+	//
+	// INVALID_ARGUMENT: the file is no profile. RESOURCE_EXHAUSTED: a limit of the
+	// configuration.
+	PutProfile(context.Context, *PutProfileRequest) (*PutProfileResponse, error)
+	// ChangeProfile changes a profile's state by the operator's decision.
+	ChangeProfile(context.Context, *ChangeProfileRequest) (*ChangeProfileResponse, error)
+	// Threads describes the threads of the domains that are analysed.
+	Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error)
 	mustEmbedUnimplementedFrailServer()
 }
 
@@ -152,6 +269,24 @@ func (UnimplementedFrailServer) Trace(grpc.BidiStreamingServer[TraceRequest, Tra
 }
 func (UnimplementedFrailServer) Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Doctor not implemented")
+}
+func (UnimplementedFrailServer) Alerts(*AlertsRequest, grpc.ServerStreamingServer[Alert]) error {
+	return status.Error(codes.Unimplemented, "method Alerts not implemented")
+}
+func (UnimplementedFrailServer) Profiles(context.Context, *ProfilesRequest) (*ProfilesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Profiles not implemented")
+}
+func (UnimplementedFrailServer) GetProfile(context.Context, *ProfileName) (*ProfileFile, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetProfile not implemented")
+}
+func (UnimplementedFrailServer) PutProfile(context.Context, *PutProfileRequest) (*PutProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutProfile not implemented")
+}
+func (UnimplementedFrailServer) ChangeProfile(context.Context, *ChangeProfileRequest) (*ChangeProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeProfile not implemented")
+}
+func (UnimplementedFrailServer) Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Threads not implemented")
 }
 func (UnimplementedFrailServer) mustEmbedUnimplementedFrailServer() {}
 func (UnimplementedFrailServer) testEmbeddedByValue()               {}
@@ -235,6 +370,107 @@ func _Frail_Doctor_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Frail_Alerts_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AlertsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FrailServer).Alerts(m, &grpc.GenericServerStream[AlertsRequest, Alert]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_AlertsServer = grpc.ServerStreamingServer[Alert]
+
+func _Frail_Profiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProfilesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).Profiles(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_Profiles_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).Profiles(ctx, req.(*ProfilesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_GetProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProfileName)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).GetProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_GetProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).GetProfile(ctx, req.(*ProfileName))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_PutProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).PutProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_PutProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).PutProfile(ctx, req.(*PutProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_ChangeProfile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).ChangeProfile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_ChangeProfile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).ChangeProfile(ctx, req.(*ChangeProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_Threads_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ThreadsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).Threads(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_Threads_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).Threads(ctx, req.(*ThreadsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Frail_ServiceDesc is the grpc.ServiceDesc for Frail service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -254,6 +490,26 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Doctor",
 			Handler:    _Frail_Doctor_Handler,
 		},
+		{
+			MethodName: "Profiles",
+			Handler:    _Frail_Profiles_Handler,
+		},
+		{
+			MethodName: "GetProfile",
+			Handler:    _Frail_GetProfile_Handler,
+		},
+		{
+			MethodName: "PutProfile",
+			Handler:    _Frail_PutProfile_Handler,
+		},
+		{
+			MethodName: "ChangeProfile",
+			Handler:    _Frail_ChangeProfile_Handler,
+		},
+		{
+			MethodName: "Threads",
+			Handler:    _Frail_Threads_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -261,6 +517,11 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Frail_Trace_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Alerts",
+			Handler:       _Frail_Alerts_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "frail.proto",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -16,7 +17,11 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"frail/api"
+	"frail/hooks"
 	"frail/tracer"
+	"frail/tracer/ph"
+	"frail/tracer/profile"
+	"frail/tracer/sequence"
 )
 
 // defaultConfigPath is read when no --config is given.
@@ -53,6 +58,20 @@ type config struct {
 	Guest struct {
 		ResolveTimeout duration `toml:"resolve_timeout"`
 	} `toml:"guest"`
+	Sequence struct {
+		Learn        bool         `toml:"learn"`
+		Tolerize     uint32       `toml:"tolerize"`
+		Anomaly      uint32       `toml:"anomaly"`
+		Processes    uint32       `toml:"processes"`
+		NormalWait   waitDuration `toml:"normal_wait"`
+		StateDir     string       `toml:"state_dir"`
+		SaveInterval duration     `toml:"save_interval"`
+		ReapInterval duration     `toml:"reap_interval"`
+		MaxProfiles  int          `toml:"max_profiles"`
+		MaxRows      int          `toml:"max_rows"`
+		MaxThreads   int          `toml:"max_threads"`
+		MaxAlerts    int          `toml:"max_alerts"`
+	} `toml:"sequence"`
 	Log struct {
 		Level slog.Level `toml:"level"`
 	} `toml:"log"`
@@ -74,6 +93,16 @@ func (d *duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// waitDuration is a duration as hooks.ParseDuration takes it: days and weeks too, and 0.
+type waitDuration time.Duration
+
+// UnmarshalText parses what [hooks.ParseDuration] accepts.
+func (d *waitDuration) UnmarshalText(text []byte) error {
+	v, err := hooks.ParseDuration(string(text))
+	*d = waitDuration(v)
+	return err
+}
+
 // defaultConfig is what an absent or empty file means.
 func defaultConfig() *config {
 	c := new(config)
@@ -85,6 +114,19 @@ func defaultConfig() *config {
 	c.Trace.RingBytes = 8 << 20
 	c.Trace.MaxSessions = 32
 	c.Guest.ResolveTimeout = duration(5 * time.Minute)
+	settings, limits := ph.DefaultSettings(), ph.DefaultLimits()
+	c.Sequence.Learn = settings.Learn
+	c.Sequence.Tolerize = settings.TolerizeLimit
+	c.Sequence.Anomaly = settings.AnomalyLimit
+	c.Sequence.Processes = settings.ProcessLimit
+	c.Sequence.NormalWait = waitDuration(settings.NormalWait)
+	c.Sequence.StateDir = profile.DefaultDir
+	c.Sequence.SaveInterval = duration(time.Minute)
+	c.Sequence.ReapInterval = duration(30 * time.Second)
+	c.Sequence.MaxProfiles = limits.Profiles
+	c.Sequence.MaxRows = limits.Rows
+	c.Sequence.MaxThreads = limits.Threads
+	c.Sequence.MaxAlerts = 10000
 	c.Log.Level = slog.LevelInfo
 	return c
 }
@@ -156,6 +198,7 @@ func (c *config) validate() error {
 		"libvirt.status_dir": c.Libvirt.StatusDir,
 		"api.socket":         c.API.Socket,
 		"hook.socket":        c.Hook.Socket,
+		"sequence.state_dir": c.Sequence.StateDir,
 	} {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%s: %q is not an absolute path", key, path)
@@ -170,6 +213,22 @@ func (c *config) validate() error {
 	}
 	if n := c.Trace.MaxSessions; n < 1 || n > maxSessions {
 		return fmt.Errorf("trace.max_sessions: %d is not in 1 to %d", n, maxSessions)
+	}
+	for _, bound := range []struct {
+		key            string
+		n, least, most int
+	}{
+		{"tolerize", int(c.Sequence.Tolerize), 0, ph.Frame - 1},
+		{"anomaly", int(c.Sequence.Anomaly), 0, math.MaxInt32},
+		{"processes", int(c.Sequence.Processes), 0, ph.MaxProcessLimit - 1},
+		{"max_profiles", c.Sequence.MaxProfiles, 1, sequence.MaxProfiles},
+		{"max_rows", c.Sequence.MaxRows, 1, math.MaxInt32},
+		{"max_threads", c.Sequence.MaxThreads, 1, math.MaxInt32},
+		{"max_alerts", c.Sequence.MaxAlerts, 1, 1 << 20},
+	} {
+		if bound.n < bound.least || bound.n > bound.most {
+			return fmt.Errorf("sequence.%s: %d is not in %d to %d", bound.key, bound.n, bound.least, bound.most)
+		}
 	}
 	return nil
 }

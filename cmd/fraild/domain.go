@@ -54,8 +54,9 @@ type snapshot struct {
 	state   api.State
 	reason  string
 	release string
-	vm      *device.VM // nil while not armed
-	gone    bool       // neither running nor defined any more
+	vm      *device.VM     // nil while not armed
+	layout  *layout.Layout // nil while not resolved
+	gone    bool           // neither running nor defined any more
 }
 
 func newDomain(h *host, st hooks.State) *domain {
@@ -254,9 +255,11 @@ func (d *domain) run(ctx context.Context) {
 				continue
 			}
 			d.publish(snapshot{State: want, state: api.State_STATE_RESOLVING, vm: a.vm})
+			d.analyse()
 		} else if s, _ := d.snapshot(); !s.State.Equal(want) {
 			s.State = want
 			d.publish(s)
+			d.analyse()
 		}
 
 		d.mu.Lock()
@@ -322,6 +325,7 @@ func (d *domain) disarm(a *armed) {
 	if a.abandon != nil {
 		a.abandon()
 	}
+	d.host.sequences.leave(a.vm.ID())
 	if err := a.vm.Close(); err != nil {
 		d.log.Error("cannot disarm", "vm", a.vm.ID(), "err", err)
 	}
@@ -335,8 +339,9 @@ func (d *domain) resolve(ctx context.Context, a *armed, status bpf.Status, out c
 	}
 	a.generation = status.Generation
 	s, _ := d.snapshot()
-	s.state, s.reason, s.release = api.State_STATE_RESOLVING, "", ""
+	s.state, s.reason, s.release, s.layout = api.State_STATE_RESOLVING, "", "", nil
 	d.publish(s)
+	d.analyse()
 
 	ctx, a.abandon = context.WithCancel(ctx)
 	d.tasks.Go(func() {
@@ -374,7 +379,7 @@ func (d *domain) resolved(p progress) {
 	}
 	switch {
 	case p.err == nil:
-		s.state, s.reason, s.release = api.State_STATE_TRACED, "", p.layout.Release
+		s.state, s.reason, s.release, s.layout = api.State_STATE_TRACED, "", p.layout.Release, p.layout
 	case errors.Is(p.err, unix.ESTALE), errors.Is(p.err, layout.ErrNotReady) && !p.final:
 		// Stale: the guest was reset meanwhile; its next kernel is announced.
 		s.state, s.reason = api.State_STATE_RESOLVING, ""
@@ -382,4 +387,20 @@ func (d *domain) resolved(p progress) {
 		s.state, s.reason = api.State_STATE_NO_IDENTITY, p.err.Error()
 	}
 	d.publish(s)
+	d.analyse()
+}
+
+// analyse makes the analysis of call sequences follow the domain as it is now.
+func (d *domain) analyse() {
+	s, _ := d.snapshot()
+	if s.vm == nil {
+		return
+	}
+	var tasks func(context.Context) ([]layout.Task, error)
+	if s.layout != nil {
+		tasks = func(ctx context.Context) ([]layout.Task, error) { return d.host.tasks(ctx, s.State, s.layout) }
+	}
+	if err := d.host.sequences.follow(s.vm.ID(), s.State, tasks); err != nil {
+		d.log.Error("call sequences are not analysed", "vm", s.vm.ID(), "err", err)
+	}
 }

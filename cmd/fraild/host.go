@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
@@ -23,6 +24,8 @@ import (
 type host struct {
 	cfg *config
 	log *slog.Logger
+
+	sequences *sequences
 }
 
 // arm puts the VM of a running domain under trace.
@@ -54,21 +57,46 @@ const (
 // that kernel's first system call. The error is layout.ErrNotReady's when the kernel has not
 // come far enough.
 func (h *host) resolve(ctx context.Context, st hooks.State, vm bpf.Status) (*layout.Layout, error) {
+	var l *layout.Layout
+	err := h.withMemory(ctx, st, func(mem *qmp.Memory) (err error) {
+		l, err = layout.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: vm.Lstar, CR3: vm.Cr3})
+		return err
+	})
+	return l, err
+}
+
+// tasksTimeout bounds how long a guest's threads may take to list.
+const tasksTimeout = 10 * time.Second
+
+// tasks lists the threads of a domain's guest, whose kernel has layout l.
+func (h *host) tasks(ctx context.Context, st hooks.State, l *layout.Layout) ([]layout.Task, error) {
+	ctx, cancel := context.WithTimeout(ctx, tasksTimeout)
+	defer cancel()
+	var tasks []layout.Task
+	err := h.withMemory(ctx, st, func(mem *qmp.Memory) (err error) {
+		tasks, err = l.Tasks(ctx, mem)
+		return err
+	})
+	return tasks, err
+}
+
+// withMemory calls f with the memory of a domain's guest.
+func (h *host) withMemory(ctx context.Context, st hooks.State, f func(*qmp.Memory) error) error {
 	// Keepalive needs it, and it must be there before the connection.
 	if err := hooks.StartEventLoop(); err != nil {
-		return nil, err
+		return err
 	}
 	conn, err := libvirt.NewConnect(h.cfg.Libvirt.URI)
 	if err != nil {
-		return nil, fmt.Errorf("connect to libvirt: %w", err)
+		return fmt.Errorf("connect to libvirt: %w", err)
 	}
 	defer conn.Close()
 	if err := conn.SetKeepAlive(keepaliveSeconds, keepaliveCount); err != nil {
-		return nil, fmt.Errorf("connect to libvirt: %w", err)
+		return fmt.Errorf("connect to libvirt: %w", err)
 	}
 	dom, err := conn.LookupDomainByUUIDString(st.UUID)
 	if err != nil {
-		return nil, fmt.Errorf("look up domain: %w", err)
+		return fmt.Errorf("look up domain: %w", err)
 	}
 	defer dom.Free()
 
@@ -78,13 +106,13 @@ func (h *host) resolve(ctx context.Context, st hooks.State, vm bpf.Status) (*lay
 		Domain:  dom,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer mem.Close()
 	if slow := mem.SlowReason(); slow != nil {
 		h.log.Debug("guest memory is read slowly", "domain", st.Name, "path", mem.Path(), "err", slow)
 	}
-	return layout.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: vm.Lstar, CR3: vm.Cr3})
+	return f(mem)
 }
 
 // moduleLayout is what the module needs of l.

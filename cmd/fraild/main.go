@@ -77,16 +77,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	m := newManager(&host{cfg: cfg, log: log})
+	seq := newSequences(cfg, log)
+	m := newManager(&host{cfg: cfg, log: log, sequences: seq})
 	watched := make(chan error, 1)
 	go func() {
 		defer cancel()
-		watched <- m.run(ctx, hooks.Options{
+		err := m.run(ctx, hooks.Options{
 			URI:       cfg.Libvirt.URI,
 			StatusDir: cfg.Libvirt.StatusDir,
 			Hook:      hook,
 			Log:       log,
 		})
+		seq.close()
+		watched <- err
 	}()
 
 	select {

@@ -37,10 +37,7 @@ func (a *Analyzer) Threads() ([]Thread, error) {
 	defer a.mu.Unlock()
 	var out []Thread
 	err := a.eachThread(func(k bpf.PhThreadKey, t *bpf.PhThread) {
-		out = append(out, Thread{
-			VM: k.Vm, PID: k.Pid, TGID: t.Tgid, Task: t.Task, Comm: commOf(t.Comm),
-			Calls: t.Calls, LFC: t.Lfc, MaxLFC: t.MaxLfc, Profile: t.Profile,
-		})
+		out = append(out, threadOf(k, t))
 	})
 	return out, err
 }
@@ -105,26 +102,64 @@ func (a *Analyzer) deleteThreads(which func(bpf.PhThreadKey, *bpf.PhThread) bool
 	return len(keys), nil
 }
 
-// Reap frees the threads that made no call since the last but one Reap and that alive does
-// not vouch for: those that were killed, and those that another thread of their process
-// ended. alive must answer true for a thread it does not know anything about. It returns
-// how many were freed.
+// Idle returns the threads that made no call since the last but one Idle: candidates for
+// [Analyzer.Free].
+func (a *Analyzer) Idle() ([]Thread, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, fmt.Errorf("read threads: %w", os.ErrClosed)
+	}
+	a.age++
+	if err := a.objs.Age.Set(a.age); err != nil {
+		return nil, fmt.Errorf("read threads: %w", err)
+	}
+	var out []Thread
+	err := a.eachThread(func(k bpf.PhThreadKey, t *bpf.PhThread) {
+		if a.age-t.Age >= 2 {
+			out = append(out, threadOf(k, t))
+		}
+	})
+	return out, err
+}
+
+// Free frees threads that are no more: those that were killed, and those that another
+// thread of their process ended. One that made a call since [Analyzer.Idle] returned it is
+// not freed. It returns how many were.
 //
 // Freeing one that lives is harmful only a little: its next call begins with an empty
 // window.
-func (a *Analyzer) Reap(alive func(Thread) bool) (int, error) {
+func (a *Analyzer) Free(threads []Thread) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		return 0, fmt.Errorf("free threads: %w", os.ErrClosed)
 	}
-	a.age++
-	if err := a.objs.Age.Set(a.age); err != nil {
-		return 0, fmt.Errorf("free threads: %w", err)
+	n := 0
+	for i := range threads {
+		t := &threads[i]
+		key := bpf.PhThreadKey{Vm: t.VM, Pid: t.PID}
+		var now bpf.PhThread
+		err := a.objs.Threads.Lookup(key, &now)
+		if err == nil {
+			if now.Task != t.Task || now.Calls != t.Calls {
+				continue
+			}
+			err = a.objs.Threads.Delete(key)
+		}
+		switch {
+		case err == nil:
+			n++
+		case !errors.Is(err, ebpf.ErrKeyNotExist):
+			return n, fmt.Errorf("free thread %d: %w", t.PID, err)
+		}
 	}
-	return a.deleteThreads(func(k bpf.PhThreadKey, t *bpf.PhThread) bool {
-		return a.age-t.Age >= 2 && !alive(Thread{
-			VM: k.Vm, PID: k.Pid, TGID: t.Tgid, Task: t.Task, Comm: commOf(t.Comm), Calls: t.Calls, Profile: t.Profile,
-		})
-	})
+	return n, nil
+}
+
+func threadOf(k bpf.PhThreadKey, t *bpf.PhThread) Thread {
+	return Thread{
+		VM: k.Vm, PID: k.Pid, TGID: t.Tgid, Task: t.Task, Comm: commOf(t.Comm),
+		Calls: t.Calls, LFC: t.Lfc, MaxLFC: t.MaxLfc, Profile: t.Profile,
+	}
 }
