@@ -48,22 +48,8 @@ Arguments are the values of the registers. What they point to is not read.`,
   frail trace guest1 --json --limit 1000`,
 		Args: exactDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := dialDaemon(opts.socket)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			st, err := client.Status(cmd.Context(), &api.StatusRequest{})
-			if err != nil {
-				return err
-			}
-			if err := opts.checkURI(st.GetUri()); err != nil {
-				return err
-			}
-			return t.run(cmd.Context(), client, args[0], cmd.OutOrStdout(), func(note string) {
-				if !opts.quiet {
-					fmt.Fprintln(cmd.ErrOrStderr(), note)
-				}
+			return opts.withDaemon(cmd.Context(), func(d *daemon) error {
+				return t.run(cmd.Context(), d, args[0], cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
 			})
 		},
 	}
@@ -81,6 +67,22 @@ Arguments are the values of the registers. What they point to is not read.`,
 // run shows a trace until ctx is done or the daemon ends it. note shows a message that is
 // no part of the trace.
 func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain string, w io.Writer, note func(string)) error {
+	return t.stream(ctx, client, domain, &traceText{t: t, w: w}, note)
+}
+
+// traceSink takes what a trace consists of. All calls come from one goroutine; an error
+// ends the trace.
+type traceSink interface {
+	tracer.Sink
+	// Started comes first.
+	Started(*api.TraceStarted) error
+	// Summary comes last, unless the trace fails.
+	Summary(tracer.Summary) error
+}
+
+// stream gives a trace to sink until ctx is done or the daemon ends it. note shows a
+// message that is no part of the trace.
+func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domain string, sink traceSink, note func(string)) error {
 	// Not ctx: the rest of the trace and its summary come after ctx is done.
 	callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -104,11 +106,7 @@ func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain s
 		time.AfterFunc(stopTimeout, cancel)
 	})()
 
-	var (
-		f    = t.formatter(0)
-		ev   bpf.Event
-		text []byte
-	)
+	var ev bpf.Event
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -119,7 +117,9 @@ func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain s
 		}
 		switch rec := resp.GetRecord().(type) {
 		case *api.TraceResponse_Started:
-			f = t.formatter(time.Duration(rec.Started.GetRealtimeOffset()))
+			if err := sink.Started(rec.Started); err != nil {
+				return err
+			}
 			if rec.Started.GetVm() == 0 {
 				note(fmt.Sprintf("waiting for domain '%s' to be traced", printable(rec.Started.GetName())))
 			}
@@ -131,22 +131,70 @@ func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain s
 		case *api.TraceResponse_Events:
 			for _, e := range rec.Events.GetEvents() {
 				e.Unpack(&ev)
-				text = f.AppendEvent(text, &ev)
+				if err := sink.Event(&ev); err != nil {
+					return err
+				}
 			}
 		case *api.TraceResponse_Lost:
-			text = f.AppendLost(text, tracer.Lost{Time: rec.Lost.GetTime(), Losses: losses(rec.Lost.GetCounts())})
+			if err := sink.Lost(tracer.Lost{Time: rec.Lost.GetTime(), Losses: losses(rec.Lost.GetCounts())}); err != nil {
+				return err
+			}
 		case *api.TraceResponse_Summary:
 			sum := rec.Summary
-			text = f.AppendSummary(text, tracer.Summary{Delivered: sum.GetEvents(), Lost: losses(sum.GetLost())})
-			if _, err := w.Write(text); err != nil {
-				return fmt.Errorf("write: %w", err)
+			if err := sink.Summary(tracer.Summary{Delivered: sum.GetEvents(), Lost: losses(sum.GetLost())}); err != nil {
+				return err
 			}
 			return endOf(sum.GetReason(), domain, note)
 		}
-		if _, err := w.Write(text); err != nil {
-			return fmt.Errorf("write: %w", err)
+		if err := sink.Flush(); err != nil {
+			return err
 		}
-		text = text[:0]
+	}
+}
+
+// traceText writes a trace as lines.
+type traceText struct {
+	t    *traceOptions
+	w    io.Writer
+	f    format.Formatter
+	text []byte
+}
+
+func (x *traceText) Started(s *api.TraceStarted) error {
+	x.f = x.t.formatter(time.Duration(s.GetRealtimeOffset()))
+	return nil
+}
+
+func (x *traceText) Event(ev *bpf.Event) error {
+	x.text = x.f.AppendEvent(x.text, ev)
+	return nil
+}
+
+func (x *traceText) Lost(l tracer.Lost) error {
+	x.text = x.f.AppendLost(x.text, l)
+	return nil
+}
+
+func (x *traceText) Flush() error {
+	_, err := x.w.Write(x.text)
+	x.text = x.text[:0]
+	if err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}
+
+func (x *traceText) Summary(s tracer.Summary) error {
+	x.text = x.f.AppendSummary(x.text, s)
+	return x.Flush()
+}
+
+// noteTo returns a function that shows a message unless the user asked for quiet.
+func (o *options) noteTo(w io.Writer) func(string) {
+	return func(note string) {
+		if !o.quiet {
+			fmt.Fprintln(w, note)
+		}
 	}
 }
 

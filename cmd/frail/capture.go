@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"frail/api"
+	"frail/tracer"
+	"frail/tracer/capture"
+)
+
+// syncInterval is how much of a capture may be missing when it is cut off.
+const syncInterval = time.Second
+
+func newCaptureCmd(opts *options) *cobra.Command {
+	var t traceOptions
+	var out string
+	cmd := &cobra.Command{
+		Use:   "capture DOMAIN -o FILE",
+		Short: "Write a domain's system calls to a file",
+		Long: `Write a domain's system calls to a file, until Ctrl-C or until the domain stops. A file
+that was cut off by a crash lacks the last second.
+
+"frail replay FILE" analyses it.`,
+		Args: exactDomain,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+			if err != nil {
+				return fmt.Errorf("create capture: %w", err)
+			}
+			defer func() { err = errors.Join(err, f.Close()) }()
+			sink := &captureSink{file: f}
+			err = opts.withDaemon(cmd.Context(), func(d *daemon) error {
+				return t.stream(cmd.Context(), d, args[0], sink, opts.noteTo(cmd.ErrOrStderr()))
+			})
+			err = errors.Join(err, sink.close())
+			if err == nil && !opts.quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d events captured, %d lost\n", sink.sum.Delivered, sink.sum.Lost.Total())
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&out, "output", "o", "", "the `FILE`")
+	flags.StringVar(&t.syscalls, "filter-syscall", "", "capture only these system calls, as in frail trace: such a `LIST` does not replay as it ran")
+	flags.StringVar(&t.comm, "filter-comm", "", "capture only threads of this `NAME`")
+	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are captured")
+	if err := cmd.MarkFlagRequired("output"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return cmd
+}
+
+// captureSink writes a trace to a file.
+type captureSink struct {
+	*capture.Writer
+	file   io.Writer
+	buf    *bufio.Writer
+	synced time.Time
+	sum    tracer.Summary
+}
+
+func (c *captureSink) Started(s *api.TraceStarted) error {
+	c.buf = bufio.NewWriterSize(c.file, 1<<20)
+	c.synced = time.Now()
+	var err error
+	c.Writer, err = capture.NewWriter(c.buf, capture.Header{
+		Domain: s.GetName(), UUID: s.GetUuid(), Started: time.Now().UTC(),
+		RealtimeOffset: s.GetRealtimeOffset(), Frail: api.Version(),
+	})
+	return err
+}
+
+func (c *captureSink) Flush() error {
+	if time.Since(c.synced) < syncInterval {
+		return nil
+	}
+	c.synced = time.Now()
+	if err := c.Sync(); err != nil {
+		return err
+	}
+	return c.buf.Flush()
+}
+
+func (c *captureSink) Summary(s tracer.Summary) error {
+	c.sum = s
+	return nil
+}
+
+func (c *captureSink) close() error {
+	if c.Writer == nil {
+		return nil
+	}
+	return errors.Join(c.Close(), c.buf.Flush())
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"frail/api"
+	"frail/bpf"
+	"frail/tracer"
+	"frail/tracer/ph"
+)
+
+// maxPending bounds the calls that are waited for: a guest has fewer threads.
+const maxPending = 1 << 20
+
+func newCountCmd(opts *options) *cobra.Command {
+	var t traceOptions
+	cmd := &cobra.Command{
+		Use:   "count DOMAIN",
+		Short: "Count a domain's system calls, errors and time in calls, like strace -c",
+		Long: `Count a domain's system calls, errors and the time spent in them, until Ctrl-C or until
+the domain stops, then print a table like strace -c.
+
+Time is from a call to its return on the clock of the host; a call that returns otherwise
+than by SYSRET, such as a signal's, has no time and no error.`,
+		Args: exactDomain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := newCounts()
+			err := opts.withDaemon(cmd.Context(), func(d *daemon) error {
+				return t.stream(cmd.Context(), d, args[0], c, opts.noteTo(cmd.ErrOrStderr()))
+			})
+			if err != nil {
+				return err
+			}
+			return c.write(cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&t.syscalls, "filter-syscall", "", "count only these system calls, as in frail trace: a `LIST`")
+	flags.StringVar(&t.comm, "filter-comm", "", "count only threads of this `NAME`")
+	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are counted")
+	return cmd
+}
+
+// counts is a traceSink that counts.
+type counts struct {
+	calls   map[ph.Number]*callCount
+	pending map[uint64]pendingCall // by task
+	sum     tracer.Summary
+}
+
+type callCount struct {
+	calls, errors, timed uint64
+	time                 time.Duration
+}
+
+type pendingCall struct {
+	number ph.Number
+	time   uint64
+}
+
+func newCounts() *counts {
+	return &counts{calls: make(map[ph.Number]*callCount), pending: make(map[uint64]pendingCall)}
+}
+
+func (c *counts) Started(*api.TraceStarted) error { return nil }
+func (c *counts) Flush() error                    { return nil }
+
+func (c *counts) Event(ev *bpf.Event) error {
+	if ev.Kind == bpf.EventExit {
+		p, ok := c.pending[ev.Task]
+		delete(c.pending, ev.Task)
+		// The return must be that of the call: another one was not by SYSRET.
+		if !ok || !ev.Identified() || !ev.NrKnown() || ph.NumberOf(ev.Table(), ev.Nr) != p.number {
+			return nil
+		}
+		n := c.calls[p.number]
+		n.timed++
+		n.time += time.Duration(ev.Time - p.time)
+		ret := ev.Ret
+		if ev.Table() == bpf.Table32 {
+			ret = int64(int32(ret))
+		}
+		if ret < 0 && ret >= -4095 {
+			n.errors++
+		}
+		return nil
+	}
+	number := ph.NumberOf(ev.Table(), ev.Nr)
+	n := c.calls[number]
+	if n == nil {
+		n = new(callCount)
+		c.calls[number] = n
+	}
+	n.calls++
+	if ev.Identified() && len(c.pending) < maxPending {
+		c.pending[ev.Task] = pendingCall{number, ev.Time}
+	}
+	return nil
+}
+
+func (c *counts) Lost(tracer.Lost) error {
+	// The returns of calls made before may be missing.
+	clear(c.pending)
+	return nil
+}
+
+func (c *counts) Summary(s tracer.Summary) error {
+	c.sum = s
+	return nil
+}
+
+func (c *counts) write(w io.Writer) error {
+	numbers := make([]ph.Number, 0, len(c.calls))
+	var total callCount
+	for n, x := range c.calls {
+		numbers = append(numbers, n)
+		total.calls += x.calls
+		total.errors += x.errors
+		total.time += x.time
+	}
+	slices.SortFunc(numbers, func(a, b ph.Number) int {
+		x, y := c.calls[a], c.calls[b]
+		return cmp.Or(cmp.Compare(y.time, x.time), cmp.Compare(y.calls, x.calls), cmp.Compare(a, b))
+	})
+	line := "------ ----------- ----------- --------- --------- ----------------\n"
+	fmt.Fprintf(w, "%6s %11s %11s %9s %9s %s\n%s", "% time", "seconds", "usecs/call", "calls", "errors", "syscall", line)
+	for _, n := range numbers {
+		x := c.calls[n]
+		share, per := 0.0, time.Duration(0)
+		if total.time > 0 {
+			share = 100 * float64(x.time) / float64(total.time)
+		}
+		if x.timed > 0 {
+			per = x.time / time.Duration(x.timed)
+		}
+		fmt.Fprintf(w, "%6.2f %11.6f %11d %9d %9s %s\n", share, x.time.Seconds(), per.Microseconds(), x.calls, blankZero(x.errors), n)
+	}
+	_, err := fmt.Fprintf(w, "%s%6.2f %11.6f %11s %9d %9s total\n", line, 100.0, total.time.Seconds(), "", total.calls, blankZero(total.errors))
+	if err == nil && c.sum.Lost.Total() > 0 {
+		_, err = fmt.Fprintf(w, "%d events were lost\n", c.sum.Lost.Total())
+	}
+	return err
+}
+
+func blankZero(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
