@@ -168,13 +168,10 @@ __noinline int count(__u32 counter, const struct call *c)
 	return 0;
 }
 
-/*
- * The clock of normal_time: read for every call of a frozen profile, so a cheap
- * one, which stands still while the host sleeps.
- */
-static __always_inline __u64 coarse_time_of(const struct call *c)
+/* The clock of normal_time: user space sets it for a time of day. */
+static __always_inline __u64 monotonic_of(const struct call *c)
 {
-	return c->h.time ?: bpf_ktime_get_coarse_ns();
+	return c->h.time ?: bpf_ktime_get_ns();
 }
 
 /* The tracepoint's events have no time: it is taken when it is needed. */
@@ -443,7 +440,7 @@ static __always_inline __u32 learn(const struct call *c, struct frail_ph_profile
 		return fresh;
 	}
 	if (!p->frozen && p->last_mod && train > p->last_mod * FRAIL_PH_FREEZE_RATIO) {
-		p->normal_time = coarse_time_of(c) + normal_wait;
+		p->normal_time = monotonic_of(c) + normal_wait;
 		p->frozen = 1;
 	}
 	return 0;
@@ -698,7 +695,7 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		catch_up(r, p);
 	if (learning) {
 		fresh = learn(&c, p, r, t->window, vm->normal_wait);
-		if (p->frozen && coarse_time_of(&c) >= p->normal_time) {
+		if (p->frozen && monotonic_of(&c) >= p->normal_time) {
 			start_normal(p);
 			if (r && is_late(r, p))
 				catch_up(r, p);
