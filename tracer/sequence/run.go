@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -34,12 +32,14 @@ func (a *Analyzer) readInto(raw *ringbuf.Record) error {
 	return nil
 }
 
-// Run calls f for each call that matters until ctx ends, which gives nil, the analyser is
-// closed, which gives an error wrapping [os.ErrClosed], or f fails, which gives its error.
-// The record is valid until f returns. Only one Run may run at a time.
+// Run calls f for each call that matters until ctx ends, which gives nil after all that was
+// told before, the analyser is closed, which gives an error wrapping [os.ErrClosed], or f
+// fails, which gives its error. The record is valid until f returns. Only one Run may run
+// at a time.
 func (a *Analyzer) Run(ctx context.Context, f func(*bpf.PhRecord) error) error {
-	a.reader.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { a.reader.SetDeadline(time.Unix(1, 0)) })
+	// Not SetDeadline: it waits for the read that it should end. An error means that the
+	// reader is closed, which ends the read too.
+	stop := context.AfterFunc(ctx, func() { _ = a.reader.Flush() })
 	defer stop()
 	rec := new(bpf.PhRecord)
 	raw := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(rec)), recordSize)}
@@ -48,7 +48,7 @@ func (a *Analyzer) Run(ctx context.Context, f func(*bpf.PhRecord) error) error {
 		switch {
 		case err == nil:
 			err = f(rec)
-		case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
+		case errors.Is(err, ringbuf.ErrFlushed):
 			return nil
 		}
 		if err != nil {

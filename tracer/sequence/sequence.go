@@ -246,3 +246,7 @@ func (a *Analyzer) Close() error {
 	}
 	return errors.Join(err, a.reader.Close(), a.objs.close())
 }
+
+// Program returns the program that sees system calls, for its statistics and for tests that
+// run it. It is the analyser's: the caller does not close it.
+func (a *Analyzer) Program() *ebpf.Program { return a.objs.Enter }

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"frail/bpf"
+	"frail/bpf/bpftest"
+	"frail/hooks"
+	"frail/qmp/layout"
+	"frail/tracer/ph"
+	"frail/tracer/sequence"
+)
+
+const testUUID = "5e7f3f3e-5bd0-4b1f-8df4-0d3a6a5f7b11"
+
+// guestOf makes calls of a guest by running the analysis' program on them.
+type guestOf struct {
+	t      *testing.T
+	events *bpftest.Events
+	s      *sequences
+	vm     uint32
+}
+
+func (g *guestOf) call(pid int32, name string, nrs ...int64) {
+	g.t.Helper()
+	ev := bpf.Event{
+		Vm: g.vm, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: pid, Tgid: pid,
+		Task: uint64(pid) << 12, Cr3: uint64(pid) << 12,
+	}
+	copy(ev.Comm[:], name)
+	for _, nr := range nrs {
+		ev.Nr = nr
+		*g.events.At(0) = ev
+		g.events.Fire(g.t, g.s.analyzer.Program(), 0)
+	}
+}
+
+func sequencesIn(t *testing.T, dir string) *sequences {
+	t.Helper()
+	cfg := defaultConfig()
+	cfg.Sequence.StateDir = dir
+	s := newSequences(cfg, slog.New(slog.DiscardHandler))
+	s.attach = func(*sequence.Analyzer) error { return nil }
+	t.Cleanup(s.close)
+	return s
+}
+
+func domainState(seq hooks.Sequence) hooks.State {
+	return hooks.State{UUID: testUUID, Name: "guest", Active: true, Config: hooks.Config{Trace: true, Sequence: seq}}
+}
+
+// What a guest taught outlives the daemon and the VM's id, and judges then.
+func TestProfilesOutliveTheDaemon(t *testing.T) {
+	dir := t.TempDir()
+	on := hooks.Sequence{On: true, NormalWaitPlus1: 1}
+	s := sequencesIn(t, dir)
+	if err := s.follow(7, domainState(on), nil); err != nil {
+		t.Fatal(err)
+	}
+	g := &guestOf{t, bpftest.New(t, 1), s, 7}
+	for range 200 {
+		g.call(10, "server", 0, 1, 3)
+	}
+	g.call(11, "odd \x01 name", 5, 6)
+	before, err := s.analyzer.Profile(ph.NewExecutable(7, "server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !before.Normal {
+		t.Fatalf("the profile is not normal after 600 calls: %+v", before)
+	}
+	s.close()
+
+	s = sequencesIn(t, dir)
+	if err := s.follow(9, domainState(on), nil); err != nil {
+		t.Fatal(err)
+	}
+	after, err := s.analyzer.Profile(ph.NewExecutable(9, "server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	after.NormalTime, before.NormalTime = 0, 0
+	if !reflect.DeepEqual(after, before) {
+		t.Errorf("loaded %+v\nsaved %+v", after, before)
+	}
+	if _, err := s.analyzer.Profile(ph.NewExecutable(9, "odd \x01 name")); err != nil {
+		t.Error(err)
+	}
+
+	_, next, changed := s.alerts.since(0)
+	if next != 0 {
+		t.Fatalf("%d alerts before the attack", next)
+	}
+	g = &guestOf{t, g.events, s, 9}
+	for range 2 {
+		g.call(12, "server", 0, 1, 3, 0, 1, 3, 0, 1, 3)
+	}
+	g.call(12, "server", 59, 41, 42, 257, 59, 41, 42, 257, 59, 41, 42, 257, 59, 41)
+	select {
+	case <-changed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("no alert")
+	}
+	alerts, _, _ := s.alerts.since(0)
+	a := alerts[0]
+	if a.Kind != ph.AlertAttack || a.name != "guest" || a.uuid != testUUID || a.PID != 12 || a.Executable != "server" {
+		t.Errorf("alert %+v", a)
+	}
+	if text := a.Sequence(); !strings.Contains(text, "execve") || !strings.Contains(text, "socket") {
+		t.Errorf("sequence %q names no call of the attack", text)
+	}
+}
+
+func TestSequenceSettings(t *testing.T) {
+	s := sequencesIn(t, t.TempDir())
+	if got := s.settings(hooks.Sequence{On: true}); got != ph.DefaultSettings() {
+		t.Errorf("nothing given: %+v", got)
+	}
+	got := s.settings(hooks.Sequence{On: true, Learn: hooks.No, TolerizePlus1: 1, AnomalyPlus1: 6, ProcessesPlus1: 8, NormalWaitPlus1: 1})
+	if want := (ph.Settings{AnomalyLimit: 5, ProcessLimit: 7}); got != want {
+		t.Errorf("all given: %+v, want %+v", got, want)
+	}
+}
+
+// A corrupt profile is no reason not to analyse, nor is it lost.
+func TestCorruptProfile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "profiles", testUUID, "sh.profile")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := sequencesIn(t, dir)
+	if err := s.follow(1, domainState(hooks.Sequence{On: true}), nil); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := filepath.Glob(path + ".corrupt-*")
+	if err != nil || len(kept) != 1 {
+		t.Errorf("kept %v, %v", kept, err)
+	}
+}
+
+// A thread that the guest's task list does not have is freed, once it is idle.
+func TestReap(t *testing.T) {
+	s := sequencesIn(t, t.TempDir())
+	asked := 0
+	tasks := func(context.Context) ([]layout.Task, error) {
+		asked++
+		return []layout.Task{{Addr: 1 << 12, PID: 1}}, nil
+	}
+	if err := s.follow(1, domainState(hooks.Sequence{On: true}), tasks); err != nil {
+		t.Fatal(err)
+	}
+	g := &guestOf{t, bpftest.New(t, 1), s, 1}
+	g.call(1, "living", 1)
+	g.call(2, "killed", 1)
+	s.reap(t.Context())
+	if asked != 0 {
+		t.Error("the guest's threads are listed although none is idle")
+	}
+	s.reap(t.Context())
+	threads, err := s.analyzer.Threads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(threads) != 1 || threads[0].PID != 1 || asked != 1 {
+		t.Errorf("left %+v after %d lists", threads, asked)
+	}
+	if err := s.follow(1, domainState(hooks.Sequence{}), nil); err != nil {
+		t.Fatal(err)
+	}
+	if infos, err := s.analyzer.List(); err != nil || len(infos) != 0 {
+		t.Errorf("a domain that asks no more has %d profiles, %v", len(infos), err)
+	}
+}
+
+func TestAlertLog(t *testing.T) {
+	l := alertLog{max: 3, changed: make(chan struct{})}
+	for i := range 5 {
+		l.add(alertOf{name: string(rune('a' + i))})
+	}
+	got, next, _ := l.since(0)
+	if len(got) != 3 || got[0].name != "c" || next != 5 {
+		t.Errorf("%+v, next %d", got, next)
+	}
+	if got, _, _ := l.since(4); len(got) != 1 || got[0].name != "e" {
+		t.Errorf("from 4: %+v", got)
+	}
+	if got, next, _ := l.since(99); len(got) != 0 || next != 5 {
+		t.Errorf("from beyond: %+v, next %d", got, next)
+	}
+}
