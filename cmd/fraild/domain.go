@@ -341,7 +341,7 @@ func (d *domain) resolve(ctx context.Context, a *armed, status bpf.Status, out c
 	s, _ := d.snapshot()
 	s.state, s.reason, s.release, s.layout = api.State_STATE_RESOLVING, "", "", nil
 	d.publish(s)
-	d.analyse()
+	d.host.sequences.restarted(a.vm.ID())
 
 	ctx, a.abandon = context.WithCancel(ctx)
 	d.tasks.Go(func() {

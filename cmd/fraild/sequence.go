@@ -210,6 +210,21 @@ func (s *sequences) leave(vm uint32) {
 	}
 }
 
+// restarted frees what is kept of the threads of a guest that was started anew. A VM that is
+// not followed is no error.
+func (s *sequences) restarted(vm uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.vms[vm]
+	if v == nil {
+		return
+	}
+	v.tasks = nil
+	if err := s.analyzer.FreeThreads(vm); err != nil {
+		s.log.Error("cannot free the state of threads", "domain", v.Name, "err", err)
+	}
+}
+
 // saveAll saves what changed.
 func (s *sequences) saveAll() {
 	s.mu.Lock()

@@ -177,6 +177,11 @@ func TestReap(t *testing.T) {
 	if len(threads) != 1 || threads[0].PID != 1 || asked != 1 {
 		t.Errorf("left %+v after %d lists", threads, asked)
 	}
+	s.restarted(1)
+	if threads, err := s.analyzer.Threads(); err != nil || len(threads) != 0 {
+		t.Errorf("a guest that was started anew has %+v, %v", threads, err)
+	}
+	s.restarted(2)
 	if err := s.follow(1, domainState(hooks.Sequence{}), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -191,6 +191,14 @@ func (a *Analyzer) RemoveVM(vm uint32) error {
 	return err
 }
 
+// FreeThreads frees the state of all threads of a VM: its guest was started anew.
+func (a *Analyzer) FreeThreads(vm uint32) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, err := a.deleteThreads(func(k bpf.PhThreadKey, _ *bpf.PhThread) bool { return k.Vm == vm })
+	return err
+}
+
 // Counters returns how often a limit was reached or a record lost.
 func (a *Analyzer) Counters() (Counters, error) {
 	a.mu.Lock()
