@@ -90,14 +90,9 @@ func (h *host) resolve(ctx context.Context, st hooks.State, vm bpf.Status) (*lay
 // moduleLayout is what the module needs of l.
 func moduleLayout(l *layout.Layout) bpf.Layout {
 	return bpf.Layout{
-		TaskPid:   l.TaskPID,
-		TaskTgid:  l.TaskTGID,
-		TaskComm:  l.TaskComm,
-		TaskStack: l.TaskStack,
-		// The module looks for pt_regs at the stack's top.
-		ThreadSize:    l.ThreadSize - l.StackPadding,
-		PtRegsSize:    l.PtRegsSize,
-		PtRegsOrigAx:  l.PtRegsOrigAx,
+		TaskPid:       l.TaskPID,
+		TaskTgid:      l.TaskTGID,
+		TaskComm:      l.TaskComm,
 		Lstar:         l.LSTAR,
 		CurrentTask:   l.CurrentTask,
 		DirectMap:     l.DirectMap,
