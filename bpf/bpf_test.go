@@ -44,7 +44,7 @@ func TestSizes(t *testing.T) {
 	}{
 		{"Event", unsafe.Sizeof(Event{}), 144},
 		{"Arm", unsafe.Sizeof(Arm{}), 16},
-		{"Layout", unsafe.Sizeof(Layout{}), 64},
+		{"Layout", unsafe.Sizeof(Layout{}), 48},
 		{"Status", unsafe.Sizeof(Status{}), 80},
 	} {
 		if tc.got != tc.want {

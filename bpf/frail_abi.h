@@ -18,8 +18,6 @@
 #include <linux/ioctl.h>
 #endif
 
-#define FRAIL_ABI_VERSION 1
-
 /* TASK_COMM_LEN of every Linux guest. */
 #define FRAIL_COMM_LEN 16
 
@@ -110,10 +108,6 @@ struct frail_arm {
  * @task_pid: offset of task_struct.pid
  * @task_tgid: offset of task_struct.tgid
  * @task_comm: offset of task_struct.comm
- * @task_stack: offset of task_struct.stack
- * @thread_size: bytes of a kernel stack
- * @pt_regs_size: sizeof(struct pt_regs)
- * @pt_regs_orig_ax: offset of pt_regs.orig_ax
  * @lstar: the LSTAR this layout belongs to; identity is read only while the
  *	vCPU's LSTAR equals it
  * @current_task: the per-CPU symbol to add to KERNEL_GS_BASE
@@ -125,10 +119,6 @@ struct frail_layout {
 	__u32 task_pid;
 	__u32 task_tgid;
 	__u32 task_comm;
-	__u32 task_stack;
-	__u32 thread_size;
-	__u32 pt_regs_size;
-	__u32 pt_regs_orig_ax;
 	__u64 lstar;
 	__u64 current_task;
 	__u64 direct_map;

@@ -96,7 +96,7 @@ type traceFrailIoctl uint32
 
 const (
 	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222291969
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1077954050
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1076905474
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3226486275
 )
 
@@ -106,10 +106,6 @@ type traceFrailLayout struct {
 	TaskPid       uint32
 	TaskTgid      uint32
 	TaskComm      uint32
-	TaskStack     uint32
-	ThreadSize    uint32
-	PtRegsSize    uint32
-	PtRegsOrigAx  uint32
 	Lstar         uint64
 	CurrentTask   uint64
 	DirectMap     uint64

@@ -118,14 +118,9 @@ func (h *host) withMemory(ctx context.Context, st hooks.State, f func(*qmp.Memor
 // moduleLayout is what the module needs of l.
 func moduleLayout(l *layout.Layout) bpf.Layout {
 	return bpf.Layout{
-		TaskPid:   l.TaskPID,
-		TaskTgid:  l.TaskTGID,
-		TaskComm:  l.TaskComm,
-		TaskStack: l.TaskStack,
-		// The module looks for pt_regs at the stack's top.
-		ThreadSize:    l.ThreadSize - l.StackPadding,
-		PtRegsSize:    l.PtRegsSize,
-		PtRegsOrigAx:  l.PtRegsOrigAx,
+		TaskPid:       l.TaskPID,
+		TaskTgid:      l.TaskTGID,
+		TaskComm:      l.TaskComm,
 		Lstar:         l.LSTAR,
 		CurrentTask:   l.CurrentTask,
 		DirectMap:     l.DirectMap,
