@@ -19,7 +19,7 @@ virsh start demo
 say "frail list"
 frail list
 
-say "programs in the guest, and their system calls on the host: frail trace demo"
+say "programs in the guest, and their system calls on the host: frail trace demo --filter-syscall '!poll,read'"
 # Without those by which the guest's init reads its commands.
 frail trace demo --filter-syscall '!poll,read' --ready-file /run/demo.ready &
 trace=$!
