@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Frail. "make help" lists what there is.
+
+GO ?= go
+# One binary for hosts with and without libvirt.so: it is loaded at run time.
+TAGS := libvirt_dlopen
+DESTDIR ?=
+PREFIX ?= /usr
+# Of make install: the kernel's release whose module is installed with the rest.
+RELEASE ?=
+KO ?= kmod/frail.ko
+# Of make lab-test: the tests to run, as a regular expression.
+RUN ?= .
+# The lab's own limits; an emulated host is slow.
+LAB_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 18m
+
+B := build
+LAB := $(GO) run ./lab/cmd/lab
+GOFILES := $(shell find . -name '*.go' -not -path './build/*')
+
+all: build kmod
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+deps: ## install the Debian packages that are missing
+	@lab/deps.sh
+
+build: ## build frail, fraild and the libvirt hook into build/bin
+	@mkdir -p $B/bin
+	$(GO) build -tags $(TAGS) -o $B/bin/ ./cmd/...
+
+kmod: deps ## build frail.ko for this machine's kernel headers
+	$(MAKE) -C kmod
+
+generate: deps ## make generated code again
+	$(GO) generate ./...
+
+lint: deps ## gofmt, vet, licence headers, sparse on the module
+	@test -z "$$(gofmt -l $(GOFILES))" || { gofmt -d $(GOFILES); exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS),lab ./lab/...
+	@missing=$$(git ls-files --cached --others --exclude-standard -- '*.go' '*.c' '*.h' '*.sh' '*.proto' '*.service' Makefile '*/Makefile' '*/Kbuild' | \
+		while read -r f; do head -n 2 "$$f" | grep -q SPDX-License-Identifier || echo "$$f"; done); \
+	for f in $$missing; do head -n 1 "$$f" | grep -q 'Code generated' || { echo "error: $$f has no SPDX header" >&2; bad=1; }; done; test -z "$$bad"
+	$(MAKE) -C kmod check
+
+unit: deps ## the tests that need no lab: units, BPF on this kernel, libvirt with TCG domains
+	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
+
+test: lint unit lab-test ## every test
+
+install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PREFIX, KO)
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $B/bin/frail
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin $B/bin/fraild
+	install -D -m 0755 $B/bin/frail-libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/fraild.service packaging/frail-module.service
+	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
+	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
+
+lab-image: deps ## build the lab host's image, if its inputs changed
+	@$(LAB) host-image >/dev/null
+
+lab-guest: deps ## build the lab's guest, if its inputs changed
+	@$(LAB) guest
+
+lab-module: deps ## build frail.ko for the lab's host into build/lab
+	@$(LAB) module kmod $B/lab
+
+# All that the lab's host needs of this tree, in build/lab and build/guest.
+lab-files: build lab-module
+	@$(LAB) guest >/dev/null
+	@rm -rf $B/lab/root
+	@$(MAKE) --no-print-directory -s install DESTDIR=$B/lab/root KO=$B/lab/frail.ko RELEASE=$$($(LAB) release)
+	@install -m 0755 lab/install.sh lab/demo.sh $B/lab/
+	@CGO_ENABLED=0 $(GO) build -o $B/lab/ ./lab/cmd/lab-guest
+	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $B/lab/e2e.test ./lab/e2e
+
+lab-shell: lab-files ## boot the lab's host with a root shell on this terminal
+	@$(LAB) shell
+
+lab-test: lab-files ## run the end-to-end tests on the lab's host (RUN=regexp)
+	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
+		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
+
+demo: lab-files ## boot the lab's host and show a guest's system calls live
+	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/demo.sh
+
+clean: ## remove what was built here; the lab's images stay in their cache
+	rm -rf $B
+	$(MAKE) -C kmod clean
+
+.PHONY: all help deps build kmod generate lint unit test install clean \
+	lab-image lab-guest lab-module lab-files lab-shell lab-test demo

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"frail/lab/cache"
+	"frail/lab/guest"
+)
+
+// Guest is a built guest.
+type Guest struct {
+	Kernel string // file: Debian's kernel, the same as the host's
+	Initrd string // file: initramfs of busybox and the test programs
+}
+
+// progFlags build a test program: no C library, no start files, nothing that
+// would make a system call of its own.
+var progFlags = []string{
+	"-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-builtin",
+	"-nostdlib", "-static", "-no-pie", "-fno-pie", "-fno-stack-protector",
+	"-fcf-protection=none", "-fno-asynchronous-unwind-tables",
+	"-Wl,--build-id=none", "-Wl,-z,noseparate-code",
+}
+
+// prog32 marks the programs that are built for i386 by their name.
+const prog32 = "t-32"
+
+// BuildGuest returns the guest, built first if the cache has none of these
+// inputs, which include the host's image.
+func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
+	key := cache.NewKey()
+	key.Add("host", []byte(filepath.Base(filepath.Dir(h.Root))))
+	key.Add("flags", []byte(strings.Join(progFlags, " ")))
+	if err := key.AddFS(guest.Sources); err != nil {
+		return nil, fmt.Errorf("read the guest's sources: %w", err)
+	}
+	dir, err := cache.Build(ctx, "guest", key.String(), func(ctx context.Context, dir string) error {
+		return fillGuest(ctx, dir, h, log)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Guest{
+		Kernel: filepath.Join(dir, "vmlinuz"),
+		Initrd: filepath.Join(dir, "initramfs.cpio.gz"),
+	}, nil
+}
+
+func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
+	fmt.Fprintln(log, "lab: building the guest")
+	tree := filepath.Join(dir, "tree")
+	for _, d := range []string{"bin", "dev", "lib"} {
+		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		from, to string
+		perm     fs.FileMode
+	}{
+		{filepath.Join(h.Root, "bin/busybox"), "tree/bin/busybox", 0o755},
+		{filepath.Join(h.Root, "lib/modules", h.Release, "kernel/arch/x86/kernel/msr.ko"), "tree/lib/msr.ko", 0o644},
+		{h.Kernel, "vmlinuz", 0o644},
+	} {
+		data, err := os.ReadFile(f.from)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, f.to), data, f.perm); err != nil {
+			return err
+		}
+	}
+	// sh is needed before init can link the rest.
+	if err := os.Symlink("busybox", filepath.Join(tree, "bin/sh")); err != nil {
+		return err
+	}
+	init, err := guest.Sources.ReadFile("init")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(tree, "init"), init, 0o755); err != nil {
+		return err
+	}
+	if err := buildProgs(ctx, filepath.Join(tree, "bin"), log); err != nil {
+		return err
+	}
+	return writeInitramfs(ctx, tree, filepath.Join(dir, "initramfs.cpio.gz"))
+}
+
+// buildProgs compiles every progs/t-*.c into bin.
+func buildProgs(ctx context.Context, bin string, log io.Writer) error {
+	src, err := os.MkdirTemp("", "frail-progs-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(src)
+	entries, err := guest.Sources.ReadDir("progs")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		data, err := guest.Sources.ReadFile(path.Join("progs", e.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(src, e.Name()), data, 0o644); err != nil {
+			return err
+		}
+	}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".c")
+		if !ok {
+			continue
+		}
+		args := append([]string{}, progFlags...)
+		if strings.HasPrefix(name, prog32) {
+			args = append(args, "-m32")
+		}
+		args = append(args, "-o", filepath.Join(bin, name), filepath.Join(src, e.Name()))
+		if err := runLogged(exec.CommandContext(ctx, "gcc", args...), log); err != nil {
+			return fmt.Errorf("build %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeInitramfs packs tree; every file in it belongs to root, whoever packs
+// it. It needs no /dev/console: the kernel's built-in initramfs has one.
+func writeInitramfs(ctx context.Context, tree, dst string) error {
+	var names bytes.Buffer
+	err := filepath.WalkDir(tree, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(tree, p)
+		names.WriteString(rel + "\n")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var archive, messages bytes.Buffer
+	cmd := exec.CommandContext(ctx, "cpio", "--create", "--format=newc", "--owner=0:0", "--quiet", "--reproducible")
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = tree, &names, &archive, &messages
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("pack the initramfs: %w: %s", err, messages.Bytes())
+	}
+	f, err := os.Create(dst)
+	if err != nil {
+		return err
+	}
+	z := gzip.NewWriter(f)
+	if _, err := z.Write(archive.Bytes()); err != nil {
+		f.Close()
+		return err
+	}
+	if err := z.Close(); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// Install copies the guest's files into dir, where hosts can see them.
+func (g *Guest) Install(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("install the guest: %w", err)
+	}
+	for _, from := range []string{g.Kernel, g.Initrd} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return fmt.Errorf("install the guest: %w", err)
+		}
+		if err := replaceFile(filepath.Join(dir, filepath.Base(from)), data); err != nil {
+			return fmt.Errorf("install the guest: %w", err)
+		}
+	}
+	return nil
+}
