@@ -47,7 +47,7 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 	for f in $$missing; do head -n 1 "$$f" | grep -q 'Code generated' || { echo "error: $$f has no SPDX header" >&2; bad=1; }; done; test -z "$$bad"
 	$(MAKE) -C kmod check
 
-unit: deps ## the tests that need no lab: units, BPF on this kernel, libvirt with TCG domains
+unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
 
 test: lint unit lab-test ## every test

@@ -62,10 +62,9 @@ type Config struct {
 	Results string
 
 	// CPUs and MemoryMiB are the host's size; 0 means 1 CPU and 4096 MiB. With
-	// two, the emulator (7.2 and 10.0 alike) now and then delivers an interrupt
-	// between a VM exit and the host's STGI, which ends in a panic or a hung
-	// guest: a guest that only executes CPUID, untraced and without the module,
-	// hung within a minute on two CPUs and never on one.
+	// two CPUs a guest that exits often (t-cpuid) stops answering after some
+	// 200,000 exits although frail.ko is not loaded, under QEMU 10.0; with one
+	// it does not. Guests may have as many vCPUs as they like.
 	CPUs, MemoryMiB int
 
 	// Log takes one line per step; nil discards them.
