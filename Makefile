@@ -85,6 +85,9 @@ lab-test: lab-files ## run the end-to-end tests on the lab's host (RUN=regexp)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 
+bench: deps ## print what the analysis of call sequences costs and detects
+	@sh tracer/bench.sh
+
 demo: lab-files ## boot the lab's host and show a guest's system calls live
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/demo.sh
 
@@ -93,4 +96,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files lab-shell lab-test demo
+	lab-image lab-guest lab-module lab-files lab-shell lab-test bench demo
