@@ -217,12 +217,15 @@ static __always_inline struct frail_ph_profile *profile_at(__u32 index)
 /* Returns the index of the executable's profile, which it makes if need be; negative: no room. */
 __noinline int profile_of(const struct frail_ph_executable *exe)
 {
+	struct frail_ph_executable name;
 	struct frail_ph_profile *p;
 	__u32 *known, index;
 
 	if (!exe)
 		return -1;
-	known = bpf_map_lookup_elem(&executables, exe);
+	/* Before 6.2 a map's key must be on the stack of the function itself. */
+	name = *exe;
+	known = bpf_map_lookup_elem(&executables, &name);
 	if (known)
 		return *known;
 	if (*(volatile __u32 *)&next_profile >= max_profiles)
@@ -234,9 +237,9 @@ __noinline int profile_of(const struct frail_ph_executable *exe)
 	p->exe = *exe;
 	p->fork_window = EMPTY_WINDOW;
 	p->used = 1;
-	if (bpf_map_update_elem(&executables, exe, &index, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&executables, &name, &index, BPF_NOEXIST)) {
 		p->used = 0;
-		known = bpf_map_lookup_elem(&executables, exe);
+		known = bpf_map_lookup_elem(&executables, &name);
 		return known ? (int)*known : -1;
 	}
 	return index;
