@@ -13,94 +13,27 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/bpf/bpftest"
 	"frail/tracer/syscalls"
 )
 
 // testDeadline bounds every wait for something that takes microseconds.
 const testDeadline = 30 * time.Second
 
-// kernelEvents are events at addresses of the kernel, where the tracepoint's programs
-// expect theirs.
-type kernelEvents struct {
-	mem   *ebpf.Map
-	bytes []byte
-	addr  uint64
-	len   int
-}
-
-// newKernelEvents makes room for n events in a map, and asks a BPF program of its own for
-// the address the kernel has it at.
-func newKernelEvents(tb testing.TB, n int) *kernelEvents {
-	tb.Helper()
-	size := n * eventSize
-	mem, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: uint32(size), MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE,
-	})
-	must(tb, err)
-	tb.Cleanup(func() { mem.Close() })
-	out, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	must(tb, err)
-	defer out.Close()
-
-	lookup := func(m *ebpf.Map) asm.Instructions {
-		return asm.Instructions{
-			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
-			asm.Mov.Reg(asm.R2, asm.RFP),
-			asm.Add.Imm(asm.R2, -4),
-			asm.LoadMapPtr(asm.R1, m.FD()),
-			asm.FnMapLookupElem.Call(),
-			asm.JEq.Imm(asm.R0, 0, "exit"),
-		}
-	}
-	insns := lookup(mem)
-	insns = append(insns, asm.Mov.Reg(asm.R6, asm.R0))
-	insns = append(insns, lookup(out)...)
-	insns = append(insns,
-		asm.StoreMem(asm.R0, 0, asm.R6, asm.DWord),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol("exit"),
-		asm.Return(),
-	)
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL", Instructions: insns})
-	must(tb, err)
-	defer prog.Close()
-	_, err = prog.Run(&ebpf.RunOptions{})
-	must(tb, err)
-
-	k := &kernelEvents{mem: mem, len: n}
-	must(tb, out.Lookup(uint32(0), &k.addr))
-	if k.addr>>47 == 0 {
-		tb.Fatalf("map value is at %#x, not a kernel address", k.addr)
-	}
-	length := (size + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
-	k.bytes, err = unix.Mmap(mem.FD(), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	must(tb, err)
-	tb.Cleanup(func() { must(tb, unix.Munmap(k.bytes)) })
-	return k
-}
-
-// at returns event i for writing.
-func (k *kernelEvents) at(i int) *bpf.Event {
-	return (*bpf.Event)(unsafe.Pointer(&k.bytes[i*eventSize]))
-}
-
-// address returns the kernel's address of event i.
-func (k *kernelEvents) address(i int) uint64 { return k.addr + uint64(i*eventSize) }
-
 // fire runs the tracer's program for the kind of event i of k, as the tracepoint would.
-func fire(tb testing.TB, t *Tracer, k *kernelEvents, i int) {
+func fire(tb testing.TB, t *Tracer, k *bpftest.Events, i int) {
 	tb.Helper()
 	prog := t.objs.Enter
-	if k.at(i).Kind == bpf.EventExit {
+	if k.At(i).Kind == bpf.EventExit {
 		prog = t.objs.Exit
 	}
-	fireAt(tb, prog, k.address(i))
+	fireAt(tb, prog, k.Address(i))
 }
 
 func fireAt(tb testing.TB, prog *ebpf.Program, addr uint64) {
@@ -303,8 +236,8 @@ func TestFilter(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tr := newTracer(t, Options{VMs: []uint32{7}, Filter: tc.filter, RingBytes: 4096})
-			k := newKernelEvents(t, 1)
-			*k.at(0) = tc.event
+			k := bpftest.New(t, 1)
+			*k.At(0) = tc.event
 
 			before := bootTime()
 			fire(t, tr, k, 0)
@@ -342,13 +275,13 @@ func TestFilter(t *testing.T) {
 
 func TestEveryFieldArrives(t *testing.T) {
 	tr := newTracer(t, Options{VMs: []uint32{7}})
-	k := newKernelEvents(t, 1)
+	k := bpftest.New(t, 1)
 	want := bpf.Event{
 		Time: 1, Vm: 7, Vcpu: 3, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: 3, Nr: 257,
 		Args: [6]uint64{1 << 63, 2, 3, 4, 5, 6}, Ret: -2, Ip: 0x401000, Sp: 0x7ffd00000000,
 		Cr3: 0x1001, Task: 0xffff888000000000, Pid: 12, Tgid: 11, Comm: comm("name"),
 	}
-	*k.at(0) = want
+	*k.At(0) = want
 	fire(t, tr, k, 0)
 	r := drain(t, tr)
 	if len(r.events) != 1 {
@@ -365,20 +298,20 @@ func TestEveryFieldArrives(t *testing.T) {
 
 func TestAddAndRemoveVM(t *testing.T) {
 	tr := newTracer(t, Options{})
-	k := newKernelEvents(t, 1)
-	*k.at(0) = enter(1, "sh")
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(1, "sh")
 
 	fire(t, tr, k, 0)
 	must(t, tr.AddVM(7))
 	must(t, tr.AddVM(7))
-	k.at(0).Nr = 2
+	k.At(0).Nr = 2
 	fire(t, tr, k, 0)
 	must(t, tr.RemoveVM(7))
 	must(t, tr.RemoveVM(7))
-	k.at(0).Nr = 3
+	k.At(0).Nr = 3
 	fire(t, tr, k, 0)
 	must(t, tr.AddVM(7))
-	k.at(0).Nr = 4
+	k.At(0).Nr = 4
 	fire(t, tr, k, 0)
 
 	if r := drain(t, tr); !slices.Equal(r.stream, []string{"event 2", "event 4"}) {
@@ -390,10 +323,10 @@ func TestAddAndRemoveVM(t *testing.T) {
 func TestRingFull(t *testing.T) {
 	const room = 4096 / (8 + 144) // the ring's bytes by a record's
 	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096})
-	k := newKernelEvents(t, 1)
-	*k.at(0) = enter(0, "sh")
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(0, "sh")
 	next := func() {
-		k.at(0).Nr++
+		k.At(0).Nr++
 		fire(t, tr, k, 0)
 	}
 	for range room + 3 {
@@ -485,7 +418,7 @@ func TestNothingIsLostUncounted(t *testing.T) {
 		each      = 20000
 	)
 	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 8192})
-	k := newKernelEvents(t, producers)
+	k := bpftest.New(t, producers)
 	r := newRecorder()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -495,11 +428,11 @@ func TestNothingIsLostUncounted(t *testing.T) {
 	var wg sync.WaitGroup
 	for p := range producers {
 		wg.Go(func() {
-			*k.at(p) = enter(0, "sh")
-			k.at(p).Vcpu = uint32(p)
+			*k.At(p) = enter(0, "sh")
+			k.At(p).Vcpu = uint32(p)
 			for i := range each {
-				k.at(p).Nr = int64(i)
-				if _, err := tr.objs.Enter.Run(&ebpf.RunOptions{Context: [1]uint64{k.address(p)}}); err != nil {
+				k.At(p).Nr = int64(i)
+				if _, err := tr.objs.Enter.Run(&ebpf.RunOptions{Context: [1]uint64{k.Address(p)}}); err != nil {
 					t.Errorf("producer %d: %v", p, err)
 					return
 				}
@@ -582,8 +515,8 @@ func TestRecursionMissIsCounted(t *testing.T) {
 func TestTracersAreIndependent(t *testing.T) {
 	slow := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096})
 	fast := newTracer(t, Options{VMs: []uint32{7}})
-	k := newKernelEvents(t, 1)
-	*k.at(0) = enter(1, "sh")
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(1, "sh")
 	for range 100 {
 		fire(t, slow, k, 0)
 		fire(t, fast, k, 0)
@@ -677,8 +610,8 @@ func (b *blocker) Flush() error    { return nil }
 func TestCloseDuringRun(t *testing.T) {
 	t.Run("waiting for events", func(t *testing.T) {
 		tr := newTracer(t, Options{VMs: []uint32{7}})
-		k := newKernelEvents(t, 1)
-		*k.at(0) = enter(1, "sh")
+		k := bpftest.New(t, 1)
+		*k.At(0) = enter(1, "sh")
 		fire(t, tr, k, 0)
 		r := newRecorder()
 		done := make(chan error, 1)
@@ -697,8 +630,8 @@ func TestCloseDuringRun(t *testing.T) {
 	})
 	t.Run("sink that hangs", func(t *testing.T) {
 		tr := newTracer(t, Options{VMs: []uint32{7}})
-		k := newKernelEvents(t, 1)
-		*k.at(0) = enter(1, "sh")
+		k := bpftest.New(t, 1)
+		*k.At(0) = enter(1, "sh")
 		fire(t, tr, k, 0)
 		hang := make(chan struct{})
 		b := &blocker{got: make(chan struct{}), event: func() error { <-hang; return nil }}
@@ -714,8 +647,8 @@ func TestCloseDuringRun(t *testing.T) {
 	})
 	t.Run("from the sink", func(t *testing.T) {
 		tr := newTracer(t, Options{VMs: []uint32{7}})
-		k := newKernelEvents(t, 1)
-		*k.at(0) = enter(1, "sh")
+		k := bpftest.New(t, 1)
+		*k.At(0) = enter(1, "sh")
 		fire(t, tr, k, 0)
 		fire(t, tr, k, 0)
 		b := &blocker{got: make(chan struct{}), event: tr.Close}
@@ -747,8 +680,8 @@ func checkClosed(t *testing.T, tr *Tracer, want Summary) {
 
 func TestSinkErrorEndsRun(t *testing.T) {
 	tr := newTracer(t, Options{VMs: []uint32{7}})
-	k := newKernelEvents(t, 1)
-	*k.at(0) = enter(1, "sh")
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(1, "sh")
 	fire(t, tr, k, 0)
 	want := errors.New("client is gone")
 	b := &blocker{got: make(chan struct{}), event: func() error { return want }}
@@ -823,8 +756,8 @@ func (c *counter) Flush() error    { return nil }
 func TestNoAllocationPerEvent(t *testing.T) {
 	const events = 5000
 	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 1 << 20})
-	k := newKernelEvents(t, 1)
-	*k.at(0) = enter(1, "sh")
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(1, "sh")
 	for range events {
 		fire(t, tr, k, 0)
 	}
@@ -844,8 +777,8 @@ func TestNoAllocationPerEvent(t *testing.T) {
 
 func BenchmarkRun(b *testing.B) {
 	b.ReportAllocs()
-	k := newKernelEvents(b, 1)
-	*k.at(0) = enter(1, "sh")
+	k := bpftest.New(b, 1)
+	*k.At(0) = enter(1, "sh")
 	const batch = 100000
 	for left := b.N; left > 0; {
 		n := min(left, batch)
