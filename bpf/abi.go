@@ -38,6 +38,8 @@ type GapEvent = traceFrailGapEvent
 const (
 	EventEnter = uint16(traceFrailEventKindFRAIL_EVENT_ENTER)
 	EventExit  = uint16(traceFrailEventKindFRAIL_EVENT_EXIT)
+	// EventCoverage says that the ways into the guest's kernel that trap have changed.
+	EventCoverage = uint16(traceFrailEventKindFRAIL_EVENT_COVERAGE)
 )
 
 // Values of [Event].Insn.
@@ -46,6 +48,16 @@ const (
 	InsnSyscall32 = uint16(traceFrailInsnFRAIL_INSN_SYSCALL32)
 	InsnSysret64  = uint16(traceFrailInsnFRAIL_INSN_SYSRET64)
 	InsnSysret32  = uint16(traceFrailInsnFRAIL_INSN_SYSRET32)
+	InsnSysenter  = uint16(traceFrailInsnFRAIL_INSN_SYSENTER)
+	InsnInt80In32 = uint16(traceFrailInsnFRAIL_INSN_INT8032)
+	InsnInt80In64 = uint16(traceFrailInsnFRAIL_INSN_INT8064)
+)
+
+// Ways into a guest's kernel: bits of [Status].Covered and [Status].Blind.
+const (
+	EntrySyscall  = uint32(traceFrailEntryFRAIL_ENTRY_SYSCALL)
+	EntrySysenter = uint32(traceFrailEntryFRAIL_ENTRY_SYSENTER)
+	EntryInt80    = uint32(traceFrailEntryFRAIL_ENTRY_INT80)
 )
 
 // Bits of [Event].Flags.
@@ -54,10 +66,26 @@ const (
 	EventIdentity = uint32(traceFrailEventFlagsFRAIL_EVENT_IDENTITY)
 	// EventNr is set when Nr is known.
 	EventNr = uint32(traceFrailEventFlagsFRAIL_EVENT_NR)
+	// EventRet is set in a return when Ret is known.
+	EventRet = uint32(traceFrailEventFlagsFRAIL_EVENT_RET)
+	// EventDeferred is set in a return that is told at its thread's next call.
+	EventDeferred = uint32(traceFrailEventFlagsFRAIL_EVENT_DEFERRED)
 )
 
-// ExitsBoth, in [Arm].Exits, makes both SYSCALL and SYSRET trap.
-const ExitsBoth = uint32(traceFrailExitsFRAIL_EXITS_BOTH)
+// Values of [Arm].Exits.
+const (
+	// ExitsBoth makes both SYSCALL and SYSRET trap.
+	ExitsBoth = uint32(traceFrailExitsFRAIL_EXITS_BOTH)
+	// ExitsEntry makes SYSCALL alone trap; returns are deferred.
+	ExitsEntry = uint32(traceFrailExitsFRAIL_EXITS_ENTRY)
+)
+
+// Values of [Arm].Refusal.
+const (
+	RefusalEncrypted = uint32(traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED)
+	RefusalFRED      = uint32(traceFrailRefusalFRAIL_REFUSAL_FRED)
+	RefusalNested    = uint32(traceFrailRefusalFRAIL_REFUSAL_NESTED)
+)
 
 // Requests of frail.ko's descriptors: IocArm of /dev/frail, the others of a
 // VM descriptor.
@@ -104,8 +132,9 @@ const X32Bit = 0x40000000
 
 // Tracepoints of frail.ko; the programs have the same names.
 const (
-	TracepointEnter = traceProgGuestSysEnter
-	TracepointExit  = traceProgGuestSysExit
+	TracepointEnter    = traceProgGuestSysEnter
+	TracepointExit     = traceProgGuestSysExit
+	TracepointCoverage = traceProgGuestCoverage
 )
 
 // Load parses the compiled programs. It allocates nothing in the kernel.
@@ -136,7 +165,7 @@ func (ev *traceFrailEvent) Identified() bool {
 // [TableX32].
 func (ev *traceFrailEvent) Table() int {
 	switch {
-	case ev.Insn == InsnSyscall32 || ev.Insn == InsnSysret32:
+	case ev.Insn != InsnSyscall64 && ev.Insn != InsnSysret64:
 		return Table32
 	case ev.NrKnown() && int32(ev.Nr) >= X32Bit:
 		return TableX32
@@ -145,8 +174,13 @@ func (ev *traceFrailEvent) Table() int {
 	}
 }
 
+// RetKnown reports whether Ret is what the call returned.
+func (ev *traceFrailEvent) RetKnown() bool {
+	return ev.Flags&EventRet != 0
+}
+
 // NrKnown reports whether Nr is the number of the call. It is not for a return
-// whose task's saved registers could not be read.
+// whose call was forgotten or never seen.
 func (ev *traceFrailEvent) NrKnown() bool {
 	return ev.Kind == EventEnter || ev.Flags&EventNr != 0
 }

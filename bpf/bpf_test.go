@@ -43,9 +43,9 @@ func TestSizes(t *testing.T) {
 		got, want uintptr
 	}{
 		{"Event", unsafe.Sizeof(Event{}), 144},
-		{"Arm", unsafe.Sizeof(Arm{}), 16},
-		{"Layout", unsafe.Sizeof(Layout{}), 48},
-		{"Status", unsafe.Sizeof(Status{}), 80},
+		{"Arm", unsafe.Sizeof(Arm{}), 24},
+		{"Layout", unsafe.Sizeof(Layout{}), 64},
+		{"Status", unsafe.Sizeof(Status{}), 112},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s has %d bytes, want %d", tc.name, tc.got, tc.want)

@@ -23,26 +23,45 @@
 
 enum frail_event_kind {
 	FRAIL_EVENT_ENTER = 1,	/* a guest thread made a system call */
-	FRAIL_EVENT_EXIT = 2,	/* a system call returned through SYSRET */
+	FRAIL_EVENT_EXIT = 2,	/* a system call returned */
+	FRAIL_EVENT_COVERAGE = 3,	/* which entries of the VM trap has changed */
 };
 
-/* The instruction a guest thread entered or left its kernel by. */
+/*
+ * The instruction a guest thread entered its kernel by, or left it by. An exit that
+ * is FRAIL_EVENT_DEFERRED names the entry: how its call left is not known.
+ */
 enum frail_insn {
 	FRAIL_INSN_SYSCALL64 = 1,	/* SYSCALL in 64-bit code */
 	FRAIL_INSN_SYSCALL32 = 2,	/* SYSCALL in 32-bit code (AMD) */
 	FRAIL_INSN_SYSRET64 = 3,	/* SYSRET with REX.W */
 	FRAIL_INSN_SYSRET32 = 4,	/* SYSRET without REX.W */
+	FRAIL_INSN_SYSENTER = 5,	/* SYSENTER, from 32-bit code */
+	FRAIL_INSN_INT80_32 = 6,	/* INT 0x80 in 32-bit code */
+	FRAIL_INSN_INT80_64 = 7,	/* INT 0x80 in 64-bit code: i386 numbers too */
+};
+
+/* Ways into a guest's kernel, as bits of a coverage mask. */
+enum frail_entry {
+	FRAIL_ENTRY_SYSCALL = 1,	/* SYSCALL, of 64-bit and 32-bit code */
+	FRAIL_ENTRY_SYSENTER = 2,
+	FRAIL_ENTRY_INT80 = 4,
 };
 
 enum frail_event_flags {
 	/* task, pid, tgid and comm are the guest's own. */
 	FRAIL_EVENT_IDENTITY = 1,
-	/* nr is known. Clear in an exit whose task's saved registers could not be read. */
+	/* nr is known. Clear in an exit whose call was forgotten or never seen. */
 	FRAIL_EVENT_NR = 2,
+	/* ret is the call's own return value. Clear in an exit where it cannot be told. */
+	FRAIL_EVENT_RET = 4,
+	/* An exit that is told at its thread's next call; when it returned is not known. */
+	FRAIL_EVENT_DEFERRED = 8,
 };
 
 /**
- * struct frail_event - one system call entry or return of a guest thread
+ * struct frail_event - one system call entry or return of a guest thread, or a
+ *	change of coverage
  * @time: CLOCK_BOOTTIME of the host in ns; set by the BPF program, 0 in the tracepoint
  * @vm: the VM's id, as FRAIL_IOC_ARM returned it
  * @vcpu: the vCPU's index
@@ -50,9 +69,12 @@ enum frail_event_flags {
  * @insn: enum frail_insn
  * @flags: enum frail_event_flags
  * @nr: the system call's number in the table @insn selects; -1 when unknown
- * @args: the six arguments of an entry; zero in an exit
- * @ret: the return value of an exit; zero in an entry
- * @ip: user address of the instruction after the call
+ * @args: the six arguments of an entry; zero in an exit. Of a change of coverage:
+ *	args[0] has the ways in that trap now and args[1] those that do not, enum
+ *	frail_entry
+ * @ret: the return value of an exit; zero in an entry, or when it is not known
+ * @ip: user address of the instruction after the call; 0 where the entry does not
+ *	tell (SYSENTER)
  * @sp: user stack pointer
  * @cr3: the guest's CR3, with its PCID and PTI bits
  * @task: address of the guest's struct task_struct; 0 without identity
@@ -82,6 +104,11 @@ struct frail_event {
 /* Exits of an armed VM. */
 enum frail_exits {
 	FRAIL_EXITS_BOTH = 0,	/* SYSCALL and SYSRET trap */
+	/*
+	 * 64-bit SYSCALL traps alone: the guest's kernel is led to leave by IRET. Its
+	 * return values are told at the thread's next call, or as not known.
+	 */
+	FRAIL_EXITS_ENTRY = 1,
 };
 
 /**
@@ -90,16 +117,28 @@ enum frail_exits {
  * @kvm_fd: a KVM VM descriptor of the caller
  * @exits: enum frail_exits
  * @vm: out: the VM's id, never used again while the module stays loaded
+ * @refusal: out: enum frail_refusal, when the ioctl fails with EOPNOTSUPP
+ * @pad: zero
  *
  * The ioctl returns a VM descriptor; closing its last copy disarms the VM.
  * EINVAL: a bad size or mode, or not a KVM VM; EBUSY: armed already;
- * EOPNOTSUPP: a VM that cannot be traced (the reason is in the kernel log).
+ * EOPNOTSUPP: a VM that cannot be traced; @refusal says why.
  */
 struct frail_arm {
 	__u32 size;
 	__s32 kvm_fd;
 	__u32 exits;
 	__u32 vm;
+	__u32 refusal;
+	__u32 pad;
+};
+
+/* Why a VM cannot be traced. */
+enum frail_refusal {
+	FRAIL_REFUSAL_NONE = 0,
+	FRAIL_REFUSAL_ENCRYPTED = 1,	/* SEV, SEV-ES, SEV-SNP or TDX */
+	FRAIL_REFUSAL_FRED = 2,		/* the guest may use FRED, which has no SYSCALL */
+	FRAIL_REFUSAL_NESTED = 3,	/* a vCPU runs a guest of its own and does not leave it */
 };
 
 /**
@@ -113,12 +152,21 @@ struct frail_arm {
  * @current_task: the per-CPU symbol to add to KERNEL_GS_BASE
  * @direct_map: first virtual address of the direct map (page_offset_base)
  * @direct_map_size: bytes of guest-physical address space it covers
+ * @task_stack: offset of task_struct.stack
+ * @stack_regs: offset of the user's struct pt_regs from the start of a kernel stack
+ * @regs_ax: offset of pt_regs.ax
+ * @regs_orig_ax: offset of pt_regs.orig_ax; the frame that the hardware knows (ip,
+ *	cs, flags, sp, ss) follows it
  */
 struct frail_layout {
 	__u32 size;
 	__u32 task_pid;
 	__u32 task_tgid;
 	__u32 task_comm;
+	__u32 task_stack;
+	__u32 stack_regs;
+	__u32 regs_ax;
+	__u32 regs_orig_ax;
 	__u64 lstar;
 	__u64 current_task;
 	__u64 direct_map;
@@ -141,6 +189,13 @@ struct frail_layout {
  * @exits: SYSRETs trapped
  * @refetches: traps whose instruction could not be read and were run again
  * @identity_misses: events without identity although a layout is set
+ * @exits_mode: enum frail_exits
+ * @covered: ways in that trap on all vCPUs that are armed, enum frail_entry
+ * @blind: ways in that some armed vCPU does not trap now, because its guest uses
+ *	the debug registers
+ * @pad2: zero
+ * @rets_known: deferred exits with their return value
+ * @rets_unknown: deferred exits without
  */
 struct frail_status {
 	__u32 size;
@@ -156,6 +211,12 @@ struct frail_status {
 	__u64 exits;
 	__u64 refetches;
 	__u64 identity_misses;
+	__u32 exits_mode;
+	__u32 covered;
+	__u32 blind;
+	__u32 pad2;
+	__u64 rets_known;
+	__u64 rets_unknown;
 };
 
 enum frail_ioctl {

@@ -184,7 +184,7 @@ static __always_inline __u32 number_of(const struct head *h)
 {
 	__u32 nr = (__u32)h->nr, table = 0;
 
-	if (h->insn == FRAIL_INSN_SYSCALL32) {
+	if (h->insn != FRAIL_INSN_SYSCALL64) {
 		table = 1;
 	} else if ((__s32)nr >= 0 && nr & 0x40000000) {
 		table = 2;

@@ -71,6 +71,8 @@ const enum frail_event_kind *abi_event_kind __attribute__((unused));
 const enum frail_event_flags *abi_event_flags __attribute__((unused));
 const enum frail_insn *abi_insn __attribute__((unused));
 const enum frail_exits *abi_exits __attribute__((unused));
+const enum frail_entry *abi_entry __attribute__((unused));
+const enum frail_refusal *abi_refusal __attribute__((unused));
 const enum frail_ioctl *abi_ioctl __attribute__((unused));
 const enum frail_loss *abi_loss __attribute__((unused));
 const enum frail_table *abi_table __attribute__((unused));
@@ -148,7 +150,7 @@ static __always_inline bool syscall_passes(const struct frail_event *ev)
 
 	/* Linux looks at EAX alone: high bits must not hide a call. */
 	nr = (__u32)ev->nr;
-	if (ev->insn == FRAIL_INSN_SYSCALL32 || ev->insn == FRAIL_INSN_SYSRET32) {
+	if (ev->insn != FRAIL_INSN_SYSCALL64 && ev->insn != FRAIL_INSN_SYSRET64) {
 		table = FRAIL_TABLE_32;
 	} else if ((__s32)nr >= 0 && nr & FRAIL_X32_BIT) {
 		table = FRAIL_TABLE_X32;
@@ -196,6 +198,9 @@ static __always_inline bool passes(const struct frail_event *ev)
 		return false;
 	if (!bpf_map_lookup_elem(&vms, &vm))
 		return false;
+	/* What is not seen concerns every filter. */
+	if (ev->kind == FRAIL_EVENT_COVERAGE)
+		return true;
 	return syscall_passes(ev) && comm_passes(ev);
 }
 
@@ -214,7 +219,7 @@ static __always_inline int record(const void *src)
 	return 0;
 }
 
-/* TP_PROTO(const struct frail_event *ev), both of them. */
+/* TP_PROTO(const struct frail_event *ev), all of them. */
 SEC("raw_tp/guest_sys_enter")
 int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -223,6 +228,12 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 
 SEC("raw_tp/guest_sys_exit")
 int guest_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return record((const void *)ctx->args[0]);
+}
+
+SEC("raw_tp/guest_coverage")
+int guest_coverage(struct bpf_raw_tracepoint_args *ctx)
 {
 	return record((const void *)ctx->args[0]);
 }

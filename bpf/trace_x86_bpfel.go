@@ -16,12 +16,22 @@ import (
 )
 
 type traceFrailArm struct {
-	_     structs.HostLayout
-	Size  uint32
-	KvmFd int32
-	Exits uint32
-	Vm    uint32
+	_       structs.HostLayout
+	Size    uint32
+	KvmFd   int32
+	Exits   uint32
+	Vm      uint32
+	Refusal uint32
+	Pad     uint32
 }
+
+type traceFrailEntry uint32
+
+const (
+	traceFrailEntryFRAIL_ENTRY_SYSCALL  traceFrailEntry = 1
+	traceFrailEntryFRAIL_ENTRY_SYSENTER traceFrailEntry = 2
+	traceFrailEntryFRAIL_ENTRY_INT80    traceFrailEntry = 4
+)
 
 type traceFrailEvent struct {
 	_     structs.HostLayout
@@ -48,19 +58,23 @@ type traceFrailEventFlags uint32
 const (
 	traceFrailEventFlagsFRAIL_EVENT_IDENTITY traceFrailEventFlags = 1
 	traceFrailEventFlagsFRAIL_EVENT_NR       traceFrailEventFlags = 2
+	traceFrailEventFlagsFRAIL_EVENT_RET      traceFrailEventFlags = 4
+	traceFrailEventFlagsFRAIL_EVENT_DEFERRED traceFrailEventFlags = 8
 )
 
 type traceFrailEventKind uint32
 
 const (
-	traceFrailEventKindFRAIL_EVENT_ENTER traceFrailEventKind = 1
-	traceFrailEventKindFRAIL_EVENT_EXIT  traceFrailEventKind = 2
+	traceFrailEventKindFRAIL_EVENT_ENTER    traceFrailEventKind = 1
+	traceFrailEventKindFRAIL_EVENT_EXIT     traceFrailEventKind = 2
+	traceFrailEventKindFRAIL_EVENT_COVERAGE traceFrailEventKind = 3
 )
 
 type traceFrailExits uint32
 
 const (
-	traceFrailExitsFRAIL_EXITS_BOTH traceFrailExits = 0
+	traceFrailExitsFRAIL_EXITS_BOTH  traceFrailExits = 0
+	traceFrailExitsFRAIL_EXITS_ENTRY traceFrailExits = 1
 )
 
 type traceFrailFilter struct {
@@ -90,14 +104,17 @@ const (
 	traceFrailInsnFRAIL_INSN_SYSCALL32 traceFrailInsn = 2
 	traceFrailInsnFRAIL_INSN_SYSRET64  traceFrailInsn = 3
 	traceFrailInsnFRAIL_INSN_SYSRET32  traceFrailInsn = 4
+	traceFrailInsnFRAIL_INSN_SYSENTER  traceFrailInsn = 5
+	traceFrailInsnFRAIL_INSN_INT8032   traceFrailInsn = 6
+	traceFrailInsnFRAIL_INSN_INT8064   traceFrailInsn = 7
 )
 
 type traceFrailIoctl uint32
 
 const (
-	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222291969
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1076905474
-	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3226486275
+	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222816257
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1077954050
+	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 )
 
 type traceFrailLayout struct {
@@ -106,6 +123,10 @@ type traceFrailLayout struct {
 	TaskPid       uint32
 	TaskTgid      uint32
 	TaskComm      uint32
+	TaskStack     uint32
+	StackRegs     uint32
+	RegsAx        uint32
+	RegsOrigAx    uint32
 	Lstar         uint64
 	CurrentTask   uint64
 	DirectMap     uint64
@@ -128,6 +149,15 @@ const (
 	traceFrailMatchFRAIL_MATCH_EXCEPT traceFrailMatch = 2
 )
 
+type traceFrailRefusal uint32
+
+const (
+	traceFrailRefusalFRAIL_REFUSAL_NONE      traceFrailRefusal = 0
+	traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED traceFrailRefusal = 1
+	traceFrailRefusalFRAIL_REFUSAL_FRED      traceFrailRefusal = 2
+	traceFrailRefusalFRAIL_REFUSAL_NESTED    traceFrailRefusal = 3
+)
+
 type traceFrailStatus struct {
 	_              structs.HostLayout
 	Size           uint32
@@ -143,6 +173,12 @@ type traceFrailStatus struct {
 	Exits          uint64
 	Refetches      uint64
 	IdentityMisses uint64
+	ExitsMode      uint32
+	Covered        uint32
+	Blind          uint32
+	Pad2           uint32
+	RetsKnown      uint64
+	RetsUnknown    uint64
 }
 
 type traceFrailTable uint32
@@ -163,9 +199,11 @@ const (
 	traceMapPending        = "pending"
 	traceMapRing           = "ring"
 	traceMapVms            = "vms"
+	traceProgGuestCoverage = "guest_coverage"
 	traceProgGuestSysEnter = "guest_sys_enter"
 	traceProgGuestSysExit  = "guest_sys_exit"
 	traceVarAbiArm         = "abi_arm"
+	traceVarAbiEntry       = "abi_entry"
 	traceVarAbiEvent       = "abi_event"
 	traceVarAbiEventFlags  = "abi_event_flags"
 	traceVarAbiEventKind   = "abi_event_kind"
@@ -176,6 +214,7 @@ const (
 	traceVarAbiLayout      = "abi_layout"
 	traceVarAbiLoss        = "abi_loss"
 	traceVarAbiMatch       = "abi_match"
+	traceVarAbiRefusal     = "abi_refusal"
 	traceVarAbiStatus      = "abi_status"
 	traceVarAbiTable       = "abi_table"
 	traceVarFilter         = "filter"
@@ -223,6 +262,7 @@ type traceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceProgramSpecs struct {
+	GuestCoverage *ebpf.ProgramSpec `ebpf:"guest_coverage"`
 	GuestSysEnter *ebpf.ProgramSpec `ebpf:"guest_sys_enter"`
 	GuestSysExit  *ebpf.ProgramSpec `ebpf:"guest_sys_exit"`
 }
@@ -243,6 +283,7 @@ type traceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceVariableSpecs struct {
 	AbiArm        *ebpf.VariableSpec `ebpf:"abi_arm"`
+	AbiEntry      *ebpf.VariableSpec `ebpf:"abi_entry"`
 	AbiEvent      *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiEventFlags *ebpf.VariableSpec `ebpf:"abi_event_flags"`
 	AbiEventKind  *ebpf.VariableSpec `ebpf:"abi_event_kind"`
@@ -253,6 +294,7 @@ type traceVariableSpecs struct {
 	AbiLayout     *ebpf.VariableSpec `ebpf:"abi_layout"`
 	AbiLoss       *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiMatch      *ebpf.VariableSpec `ebpf:"abi_match"`
+	AbiRefusal    *ebpf.VariableSpec `ebpf:"abi_refusal"`
 	AbiStatus     *ebpf.VariableSpec `ebpf:"abi_status"`
 	AbiTable      *ebpf.VariableSpec `ebpf:"abi_table"`
 	Filter        *ebpf.VariableSpec `ebpf:"filter"`
@@ -300,6 +342,7 @@ func (m *traceMaps) Close() error {
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceVariables struct {
 	AbiArm        *ebpf.Variable `ebpf:"abi_arm"`
+	AbiEntry      *ebpf.Variable `ebpf:"abi_entry"`
 	AbiEvent      *ebpf.Variable `ebpf:"abi_event"`
 	AbiEventFlags *ebpf.Variable `ebpf:"abi_event_flags"`
 	AbiEventKind  *ebpf.Variable `ebpf:"abi_event_kind"`
@@ -310,6 +353,7 @@ type traceVariables struct {
 	AbiLayout     *ebpf.Variable `ebpf:"abi_layout"`
 	AbiLoss       *ebpf.Variable `ebpf:"abi_loss"`
 	AbiMatch      *ebpf.Variable `ebpf:"abi_match"`
+	AbiRefusal    *ebpf.Variable `ebpf:"abi_refusal"`
 	AbiStatus     *ebpf.Variable `ebpf:"abi_status"`
 	AbiTable      *ebpf.Variable `ebpf:"abi_table"`
 	Filter        *ebpf.Variable `ebpf:"filter"`
@@ -319,12 +363,14 @@ type traceVariables struct {
 //
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tracePrograms struct {
+	GuestCoverage *ebpf.Program `ebpf:"guest_coverage"`
 	GuestSysEnter *ebpf.Program `ebpf:"guest_sys_enter"`
 	GuestSysExit  *ebpf.Program `ebpf:"guest_sys_exit"`
 }
 
 func (p *tracePrograms) Close() error {
 	return _TraceClose(
+		p.GuestCoverage,
 		p.GuestSysEnter,
 		p.GuestSysExit,
 	)

@@ -236,6 +236,7 @@ static void report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 	unsigned long ret = vcpu->arch.regs[VCPU_REGS_RAX];
 	struct frail_event ev = {
 		.kind = FRAIL_EVENT_EXIT,
+		.flags = FRAIL_EVENT_RET,
 		.insn = code64 ? FRAIL_INSN_SYSRET64 : FRAIL_INSN_SYSRET32,
 		.nr = -1,
 		.ret = code64 ? (s64)ret : (s32)ret,

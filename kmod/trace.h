@@ -95,6 +95,26 @@ TRACE_EVENT(guest_sys_exit,
 		  __entry->ip, __entry->sp, __entry->cr3, __entry->task)
 );
 
+/* Which ways into the guest's kernel trap has changed; masks of enum frail_entry. */
+TRACE_EVENT(guest_coverage,
+	TP_PROTO(const struct frail_event *ev),
+	TP_ARGS(ev),
+	TP_STRUCT__entry(
+		__field(u32, vm)
+		__field(u32, vcpu)
+		__field(u32, covered)
+		__field(u32, blind)
+	),
+	TP_fast_assign(
+		__entry->vm = ev->vm;
+		__entry->vcpu = ev->vcpu;
+		__entry->covered = ev->args[0];
+		__entry->blind = ev->args[1];
+	),
+	TP_printk("vm=%u vcpu=%u covered=%x blind=%x",
+		  __entry->vm, __entry->vcpu, __entry->covered, __entry->blind)
+);
+
 #endif
 
 #undef TRACE_INCLUDE_PATH

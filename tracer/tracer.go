@@ -71,17 +71,18 @@ type Options struct {
 
 // objects are the programs and maps of one tracer.
 type objects struct {
-	Enter   *ebpf.Program `ebpf:"guest_sys_enter"`
-	Exit    *ebpf.Program `ebpf:"guest_sys_exit"`
-	VMs     *ebpf.Map     `ebpf:"vms"`
-	Comms   *ebpf.Map     `ebpf:"comms"`
-	Ring    *ebpf.Map     `ebpf:"ring"`
-	Losses  *ebpf.Map     `ebpf:"losses"`
-	Pending *ebpf.Map     `ebpf:"pending"`
+	Enter    *ebpf.Program `ebpf:"guest_sys_enter"`
+	Exit     *ebpf.Program `ebpf:"guest_sys_exit"`
+	Coverage *ebpf.Program `ebpf:"guest_coverage"`
+	VMs      *ebpf.Map     `ebpf:"vms"`
+	Comms    *ebpf.Map     `ebpf:"comms"`
+	Ring     *ebpf.Map     `ebpf:"ring"`
+	Losses   *ebpf.Map     `ebpf:"losses"`
+	Pending  *ebpf.Map     `ebpf:"pending"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.VMs.Close(), o.Comms.Close(),
+	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.VMs.Close(), o.Comms.Close(),
 		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
 }
 

@@ -375,7 +375,7 @@ func (d *domain) resolve(ctx context.Context, a *armed, status bpf.Status, out c
 func (d *domain) resolved(p progress) {
 	s, _ := d.snapshot()
 	if p.err == nil {
-		p.err = p.vm.SetLayout(moduleLayout(p.layout))
+		p.err = p.vm.SetLayout(device.Layout(p.layout))
 	}
 	switch {
 	case p.err == nil:

@@ -43,7 +43,7 @@ func (h *host) arm(st hooks.State) (*device.VM, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return dev.Arm(fd)
+	return dev.Arm(fd, bpf.ExitsBoth)
 }
 
 // Keepalive of the connections to libvirt: one that does not answer fails after about 15
@@ -113,17 +113,4 @@ func (h *host) withMemory(ctx context.Context, st hooks.State, f func(*qmp.Memor
 		h.log.Debug("guest memory is read slowly", "domain", st.Name, "path", mem.Path(), "err", slow)
 	}
 	return f(mem)
-}
-
-// moduleLayout is what the module needs of l.
-func moduleLayout(l *layout.Layout) bpf.Layout {
-	return bpf.Layout{
-		TaskPid:       l.TaskPID,
-		TaskTgid:      l.TaskTGID,
-		TaskComm:      l.TaskComm,
-		Lstar:         l.LSTAR,
-		CurrentTask:   l.CurrentTask,
-		DirectMap:     l.DirectMap,
-		DirectMapSize: l.DirectMapSize,
-	}
 }

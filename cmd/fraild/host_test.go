@@ -53,7 +53,7 @@ func TestHostResolve(t *testing.T) {
 	if want := strings.TrimSpace(g.Run(t, "uname -r")); l.Release != want {
 		t.Errorf("the kernel is %q, its guest says %q", l.Release, want)
 	}
-	m := moduleLayout(l)
+	m := device.Layout(l)
 	if entry, ok := l.Symbol("entry_SYSCALL_64"); !ok || m.Lstar != entry.Addr {
 		t.Errorf("the module gets lstar %#x, the kernel has %+v", m.Lstar, entry)
 	}

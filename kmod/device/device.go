@@ -63,15 +63,15 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// Arm puts the VM behind a KVM VM descriptor of this process under trace, its SYSCALL
-// and SYSRET instructions both. The descriptor may be closed afterwards.
+// Arm puts the VM behind a KVM VM descriptor of this process under trace; exits is
+// [bpf.ExitsBoth] or [bpf.ExitsEntry]. The descriptor may be closed afterwards.
 //
 // The error wraps [ErrBusy] or [ErrUnsupported] where these apply.
-func (d *Device) Arm(kvmFD int) (*VM, error) {
+func (d *Device) Arm(kvmFD int, exits uint32) (*VM, error) {
 	arg := bpf.Arm{
 		Size:  uint32(unsafe.Sizeof(bpf.Arm{})),
 		KvmFd: int32(kvmFD),
-		Exits: bpf.ExitsBoth,
+		Exits: exits,
 	}
 	fd, err := control(d.file, bpf.IocArm, unsafe.Pointer(&arg))
 	if err != nil {

@@ -74,7 +74,7 @@ func unusedMajor(t *testing.T) uint32 {
 func TestForeignDevice(t *testing.T) {
 	d, err := open(os.DevNull)
 	must(t, err)
-	vm, err := d.Arm(0)
+	vm, err := d.Arm(0, bpf.ExitsBoth)
 	if err == nil {
 		vm.Close()
 		t.Fatal("armed a VM through the null device")
@@ -84,7 +84,7 @@ func TestForeignDevice(t *testing.T) {
 	}
 	must(t, d.Close())
 	must(t, d.Close())
-	if _, err := d.Arm(0); !errors.Is(err, os.ErrClosed) {
+	if _, err := d.Arm(0, bpf.ExitsBoth); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Arm of a closed device returned %v", err)
 	}
 }
