@@ -84,7 +84,6 @@ const (
 const (
 	RefusalEncrypted = uint32(traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED)
 	RefusalFRED      = uint32(traceFrailRefusalFRAIL_REFUSAL_FRED)
-	RefusalNested    = uint32(traceFrailRefusalFRAIL_REFUSAL_NESTED)
 )
 
 // Requests of frail.ko's descriptors: IocArm of /dev/frail, the others of a

@@ -44,7 +44,7 @@ func TestSizes(t *testing.T) {
 	}{
 		{"Event", unsafe.Sizeof(Event{}), 144},
 		{"Arm", unsafe.Sizeof(Arm{}), 24},
-		{"Layout", unsafe.Sizeof(Layout{}), 64},
+		{"Layout", unsafe.Sizeof(Layout{}), 80},
 		{"Status", unsafe.Sizeof(Status{}), 112},
 	} {
 		if tc.got != tc.want {

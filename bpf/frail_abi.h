@@ -138,7 +138,6 @@ enum frail_refusal {
 	FRAIL_REFUSAL_NONE = 0,
 	FRAIL_REFUSAL_ENCRYPTED = 1,	/* SEV, SEV-ES, SEV-SNP or TDX */
 	FRAIL_REFUSAL_FRED = 2,		/* the guest may use FRED, which has no SYSCALL */
-	FRAIL_REFUSAL_NESTED = 3,	/* a vCPU runs a guest of its own and does not leave it */
 };
 
 /**
@@ -157,6 +156,10 @@ enum frail_refusal {
  * @regs_ax: offset of pt_regs.ax
  * @regs_orig_ax: offset of pt_regs.orig_ax; the frame that the hardware knows (ip,
  *	cs, flags, sp, ss) follows it
+ * @page_table: physical address of the kernel's own top-level page table, by which
+ *	its stacks are found: they are not in the direct map
+ * @levels: depth of the page tables, 4 or 5
+ * @pad: zero
  */
 struct frail_layout {
 	__u32 size;
@@ -171,6 +174,9 @@ struct frail_layout {
 	__u64 current_task;
 	__u64 direct_map;
 	__u64 direct_map_size;
+	__u64 page_table;
+	__u32 levels;
+	__u32 pad;
 };
 
 /**

@@ -113,7 +113,7 @@ type traceFrailIoctl uint32
 
 const (
 	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222816257
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1077954050
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1079002626
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 )
 
@@ -131,6 +131,9 @@ type traceFrailLayout struct {
 	CurrentTask   uint64
 	DirectMap     uint64
 	DirectMapSize uint64
+	PageTable     uint64
+	Levels        uint32
+	Pad           uint32
 }
 
 type traceFrailLoss uint32
@@ -155,7 +158,6 @@ const (
 	traceFrailRefusalFRAIL_REFUSAL_NONE      traceFrailRefusal = 0
 	traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED traceFrailRefusal = 1
 	traceFrailRefusalFRAIL_REFUSAL_FRED      traceFrailRefusal = 2
-	traceFrailRefusalFRAIL_REFUSAL_NESTED    traceFrailRefusal = 3
 )
 
 type traceFrailStatus struct {

@@ -21,5 +21,7 @@ func Layout(l *layout.Layout) bpf.Layout {
 		CurrentTask:   l.CurrentTask,
 		DirectMap:     l.DirectMap,
 		DirectMapSize: l.DirectMapSize,
+		PageTable:     l.PageTable,
+		Levels:        uint32(l.Levels),
 	}
 }
