@@ -9,6 +9,7 @@
 #include <linux/ftrace.h>
 #include <linux/kvm_host.h>
 #include <linux/version.h>
+#include <asm/svm.h>
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0)
 #error "frail.ko needs Linux 6.1 or newer"
@@ -93,11 +94,42 @@ static inline struct task_struct *frail_vcpu_thread(struct kvm_vcpu *vcpu)
 	return task;
 }
 
+/* A VM whose memory or registers the host cannot read, by the type it was made with. */
+static inline bool frail_vm_is_protected(struct kvm *kvm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	return kvm->arch.vm_type > KVM_X86_SW_PROTECTED_VM;
+#else
+	return false;
+#endif
+}
+
 /* The vCPU runs a guest of its guest. */
 static inline bool frail_is_guest_mode(struct kvm_vcpu *vcpu)
 {
 	return vcpu->arch.hflags & HF_GUEST_MASK;
 }
+
+/*
+ * How KVM's private struct vcpu_svm begins, from 5.13 on. What is read through it is
+ * checked where it is used.
+ */
+struct frail_vcpu_svm {
+	struct kvm_vcpu vcpu;
+	struct vmcb *vmcb;
+	struct vmcb *vmcb01;	/* the first member of a structure */
+};
+
+/* VMCB_INTERCEPTS of KVM: bit 0 of the VMCB's clean bits. */
+#define FRAIL_SVM_CLEAN_INTERCEPTS	BIT(0)
+
+/* Offset 0x90 of a VMCB, and its bit for SEV. */
+#define FRAIL_SVM_NESTED_CTL_SEV	BIT_ULL(1)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+#define frail_svm_nested_ctl(vmcb)	((vmcb)->control.misc_ctl)
+#else
+#define frail_svm_nested_ctl(vmcb)	((vmcb)->control.nested_ctl)
+#endif
 
 /* One ftrace direct call: @tramp runs at the entry of the function at @ip. */
 struct frail_direct {

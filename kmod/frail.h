@@ -47,9 +47,15 @@ struct frail_symbols {
 	FRAIL_KVM_SYMBOLS(S)
 #undef S
 	unsigned long set_efer_ip;
-	unsigned long setup_uret_ip;	/* 0 on SVM, which has no such function */
+	/* VMX only, 0 on SVM. */
+	unsigned long setup_uret_ip;
+	unsigned long set_dr7_ip;
+	unsigned long handle_dr_ip;
+	/* SVM only; NULL where KVM has no such table. */
+	void **svm_exit_handlers;
 	struct kvm_x86_ops *ops;
 	struct module *vendor;
+	bool intel;
 };
 
 extern struct frail_symbols kvmsym;
@@ -57,11 +63,47 @@ extern struct frail_symbols kvmsym;
 int frail_symbols_resolve(void);
 void frail_symbols_release(void);
 
-/* The system call a guest task is in: which one it made last. */
+/* The system call a guest task made last. */
 struct frail_call {
 	u64 task;
+	u64 ip;
+	u64 sp;
+	gpa_t regs;		/* where its saved registers are; 0: not looked up */
+	s32 pid;
 	s32 nr;
-	u32 insn;
+	u16 insn;
+	bool pending;		/* its return is still to be told */
+};
+
+/* The longest piece of a layout's pt_regs that is read: from ax to ss. */
+#define FRAIL_REGS_MAX 256
+
+#define FRAIL_INT80 0x80
+
+enum frail_opcode {
+	FRAIL_OP_OTHER,
+	FRAIL_OP_INCOMPLETE,
+	FRAIL_OP_SYSCALL,
+	FRAIL_OP_SYSRET,
+	FRAIL_OP_SYSRETQ,	/* with REX.W */
+	FRAIL_OP_INT,
+};
+
+/* The instruction a vCPU stands at. */
+struct frail_insn_at {
+	unsigned long ip;	/* linear address */
+	unsigned long next;	/* what RIP is behind it */
+	enum frail_opcode op;
+	int len;
+	u8 vector;		/* of FRAIL_OP_INT */
+	bool code64;
+	bool user;
+};
+
+enum frail_fetched {
+	FRAIL_FETCHED,
+	FRAIL_FETCH_FAULT,
+	FRAIL_FETCH_NO_RAM,	/* mapped to something that is not memory */
 };
 
 /* Power of two; a VM has two calls in flight per bucket before one is forgotten. */
@@ -81,15 +123,21 @@ struct frail_vcpu {
 	bool work_queued;		/* under frail_vm.sync_lock */
 	bool synced;			/* under frail_vm.sync_lock */
 	bool trapping;			/* EFER.SCE is clear in hardware */
+	u32 blind;			/* ways in that it does not trap, enum frail_entry */
+	u64 entries_of;			/* VMX: the LSTAR of the kernel whose entries @bp has */
+	unsigned long bp[2];		/* VMX: breakpoints, 0 where there is no entry */
 	u8 refetches;			/* in a row, at refetch_ip */
 	unsigned long refetch_ip;
 	u64 enters;
 	u64 exits;
 	u64 refetch_total;
 	u64 identity_misses;
+	u64 rets_known;
+	u64 rets_unknown;
 };
 
 enum frail_state {
+	FRAIL_UNARMED,		/* no frail_vm has it */
 	FRAIL_ARMED,
 	FRAIL_DISARMING,	/* emulates what is still trapped, tells nobody */
 };
@@ -98,6 +146,7 @@ struct frail_vm {
 	struct hlist_node node;
 	struct kvm *kvm;
 	u32 id;
+	enum frail_exits exits;
 	enum frail_state state;
 	struct delayed_work free_work;
 
@@ -114,6 +163,8 @@ struct frail_vm {
 	u64 kernel_gs_base;
 	u64 cr3;
 	bool layout_valid;		/* @layout is of this generation's kernel */
+	u32 covered;
+	u32 blind;
 
 	struct mutex layout_lock;
 	struct frail_layout __rcu *layout;	/* readers hold kvm->srcu */
@@ -123,28 +174,65 @@ struct frail_vm {
 };
 
 /* vm.c */
+extern struct srcu_struct frail_srcu;
+
 int frail_vms_init(void);
 void frail_vms_exit(void);
 void frail_vms_drain(void);
 struct file *frail_arm(struct frail_arm *arm);
 struct frail_vm *frail_vm_find(struct kvm *kvm);
+struct frail_vm *frail_vm_find_vcpu(struct kvm_vcpu *vcpu);
 void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar);
+void frail_set_blind(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 blind);
 int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest);
 void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest);
 
 /* hook.c */
 int frail_hooks_install(void);
 void frail_hooks_remove(void);
-int frail_call_rest(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest);
+int frail_call_rest(struct kvm_vcpu *vcpu, u64 arg, unsigned long rest);
+
+/* insn.c */
+enum frail_fetched frail_fetch(struct kvm_vcpu *vcpu, struct frail_insn_at *insn,
+			       struct frail_exception *e);
+bool frail_read_kernel(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len);
+bool frail_int80_gate(struct kvm_vcpu *vcpu, unsigned long *handler);
 
 /* emulate.c */
 int frail_handle_ud(struct kvm_vcpu *vcpu);
 
+/* svm.c */
+void frail_svm_init(void);
+void frail_svm_exit(void);
+bool frail_svm_trap_int(struct kvm_vcpu *vcpu, bool trap);
+bool frail_svm_encrypted(struct kvm_vcpu *vcpu);
+
+/* vmx.c */
+void frail_vcpu_set_dr7(struct kvm_vcpu *vcpu, unsigned long dr7, unsigned long rest);
+int frail_vcpu_handle_dr(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest);
+int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned long payload);
+void frail_vmx_follow(struct frail_vm *vm, struct kvm_vcpu *vcpu);
+
+/* report.c */
+void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
+			unsigned long ip, unsigned long sp, u64 lstar);
+void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
+		       unsigned long target);
+void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 covered, u32 blind);
+
 /* identity.c */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		    struct frail_event *ev);
-void frail_call_enter(struct frail_vm *vm, const struct frail_event *ev);
+void frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+		      const struct frail_event *ev);
 void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);
+
+/* The ways into a kernel that there are on this host's CPUs, enum frail_entry. */
+static inline u32 frail_ways(void)
+{
+	return FRAIL_ENTRY_SYSCALL | FRAIL_ENTRY_INT80 |
+	       (kvmsym.intel ? FRAIL_ENTRY_SYSENTER : 0);
+}
 
 /* Has KVM fetch @reg from where the hardware left it, if it has not yet. */
 static inline void frail_reg_cache(struct kvm_vcpu *vcpu, int reg)

@@ -3,9 +3,9 @@
  * The functions of KVM that Frail steps into, by ftrace direct calls.
  *
  * A direct call reaches a trampoline from the function's entry, with the rest of
- * the function as return address. handle_ud's trampoline lets the rest run, or
- * returns to handle_ud's caller in its place. The others always do the latter and
- * call the rest themselves. No recursion check, no caller test: what KVM's
+ * the function as return address. TRAMP_FILTER's trampolines let the rest run, or
+ * return to the function's caller in its place. TRAMP_INSTEAD's always do the latter
+ * and call the rest themselves. No recursion check, no caller test: what KVM's
  * compiler made of the call (a jump, for one) does not matter.
  */
 #include <linux/ftrace.h>
@@ -19,6 +19,9 @@
 extern void frail_tramp_handle_ud(void);
 extern void frail_tramp_set_efer(void);
 extern void frail_tramp_setup_uret(void);
+extern void frail_tramp_set_dr7(void);
+extern void frail_tramp_handle_dr(void);
+extern void frail_tramp_queue_exception(void);
 
 asm(
 "	.pushsection	.text, \"ax\", @progbits\n"
@@ -30,24 +33,32 @@ asm(
 	ASM_RET
 "	.size		frail_tramp_return, .-frail_tramp_return\n"
 
-/* int handle_ud(vcpu): frail_handle_ud() below zero means not ours. */
-"	.globl		frail_tramp_handle_ud\n"
-"	.type		frail_tramp_handle_ud, @function\n"
-"frail_tramp_handle_ud:\n"
-	ASM_ENDBR
-"	pushq		%rbp\n"
-"	movq		%rsp, %rbp\n"
-"	pushq		%rdi\n"
-"	call		frail_handle_ud\n"
-"	popq		%rdi\n"
-"	testl		%eax, %eax\n"
-"	js		1f\n"
-"	movq		$frail_tramp_return, 8(%rbp)\n"
-"1:	popq		%rbp\n"
-	ASM_RET
-"	.size		frail_tramp_handle_ud, .-frail_tramp_handle_ud\n"
+/* The hook runs first, with the same arguments; below zero means not ours. */
+#define TRAMP_FILTER(tramp, hook)						\
+"	.globl		" #tramp "\n"						\
+"	.type		" #tramp ", @function\n"				\
+#tramp ":\n"									\
+	ASM_ENDBR								\
+"	pushq		%rbp\n"							\
+"	movq		%rsp, %rbp\n"						\
+"	pushq		%rdi\n"							\
+"	pushq		%rsi\n"							\
+"	pushq		%rdx\n"							\
+"	call		" #hook "\n"						\
+"	popq		%rdx\n"							\
+"	popq		%rsi\n"							\
+"	popq		%rdi\n"							\
+"	testl		%eax, %eax\n"						\
+"	js		1f\n"							\
+"	movq		$frail_tramp_return, 8(%rbp)\n"				\
+"1:	popq		%rbp\n"							\
+	ASM_RET									\
+"	.size		" #tramp ", .-" #tramp "\n"
 
-/* set_efer and setup_uret_msrs: the hook, given the rest, runs in their place. */
+TRAMP_FILTER(frail_tramp_handle_ud, frail_handle_ud)
+TRAMP_FILTER(frail_tramp_queue_exception, frail_queue_exception)
+
+/* The hook, given the rest as third argument, runs in the function's place. */
 #define TRAMP_INSTEAD(tramp, hook)						\
 "	.globl		" #tramp "\n"						\
 "	.type		" #tramp ", @function\n"				\
@@ -64,9 +75,11 @@ asm(
 
 TRAMP_INSTEAD(frail_tramp_set_efer, frail_vcpu_set_efer)
 TRAMP_INSTEAD(frail_tramp_setup_uret, frail_vcpu_setup_uret)
+TRAMP_INSTEAD(frail_tramp_set_dr7, frail_vcpu_set_dr7)
+TRAMP_INSTEAD(frail_tramp_handle_dr, frail_vcpu_handle_dr)
 
 /*
- * int frail_call_rest(vcpu, efer, rest): run the rest of a hooked function. By
+ * int frail_call_rest(vcpu, arg, rest): run the rest of a hooked function. By
  * push and return, because its address is not a legal target of an indirect call
  * where the kernel enforces IBT.
  */
@@ -83,11 +96,23 @@ STACK_FRAME_NON_STANDARD(frail_call_rest);
 static struct hook {
 	const char *what;
 	struct frail_direct direct;
-} hooks[] = {
-	{ .what = "set_efer" },
-	{ .what = "handle_ud" },
-	{ .what = "setup_uret_msrs" },	/* VMX only */
-};
+	bool attached;
+} hooks[6];
+
+static int attach(struct hook *h, const char *what, unsigned long ip, void (*tramp)(void))
+{
+	int err;
+
+	h->what = what;
+	h->direct.ip = ip;
+	h->direct.tramp = (unsigned long)tramp;
+	err = frail_direct_attach(&h->direct);
+	if (err)
+		pr_err("cannot hook KVM's %s (error %d): is it owned by a livepatch or another tracer?\n",
+		       what, err);
+	h->attached = !err;
+	return err;
+}
 
 /**
  * frail_hooks_install() - step into KVM
@@ -100,27 +125,20 @@ static struct hook {
  */
 int frail_hooks_install(void)
 {
-	int i, err;
+	struct hook *h = hooks;
+	int err;
 
-	hooks[0].direct.ip = kvmsym.set_efer_ip;
-	hooks[0].direct.tramp = (unsigned long)frail_tramp_set_efer;
-	hooks[1].direct.ip = (unsigned long)kvmsym.handle_ud;
-	hooks[1].direct.tramp = (unsigned long)frail_tramp_handle_ud;
-	hooks[2].direct.ip = kvmsym.setup_uret_ip;
-	hooks[2].direct.tramp = (unsigned long)frail_tramp_setup_uret;
-	for (i = 0; i < ARRAY_SIZE(hooks); i++) {
-		if (!hooks[i].direct.ip)
-			continue;
-		err = frail_direct_attach(&hooks[i].direct);
-		if (err) {
-			pr_err("cannot hook KVM's %s (error %d): is it owned by a livepatch or another tracer?\n",
-			       hooks[i].what, err);
-			while (i--)
-				frail_direct_detach(&hooks[i].direct);
-			return err;
-		}
-	}
-	return 0;
+	err = attach(h++, "set_efer", kvmsym.set_efer_ip, frail_tramp_set_efer) ?:
+	      attach(h++, "handle_ud", (unsigned long)kvmsym.handle_ud, frail_tramp_handle_ud);
+	if (!err && kvmsym.intel)
+		err = attach(h++, "setup_uret_msrs", kvmsym.setup_uret_ip, frail_tramp_setup_uret) ?:
+		      attach(h++, "set_dr7", kvmsym.set_dr7_ip, frail_tramp_set_dr7) ?:
+		      attach(h++, "handle_dr", kvmsym.handle_dr_ip, frail_tramp_handle_dr) ?:
+		      attach(h++, "kvm_queue_exception_p", (unsigned long)kvmsym.kvm_queue_exception_p,
+			     frail_tramp_queue_exception);
+	if (err)
+		frail_hooks_remove();
+	return err;
 }
 
 /**
@@ -134,7 +152,7 @@ void frail_hooks_remove(void)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(hooks); i++)
-		if (hooks[i].direct.ip)
+		if (hooks[i].attached)
 			frail_direct_detach(&hooks[i].direct);
 	synchronize_rcu_tasks();
 	frail_vms_drain();

@@ -15,7 +15,7 @@ static long arm_ioctl(struct frail_arm __user *uarg)
 
 	if (copy_from_user(&arm, uarg, sizeof(arm)))
 		return -EFAULT;
-	if (arm.size != sizeof(arm) || arm.exits != FRAIL_EXITS_BOTH)
+	if (arm.size != sizeof(arm) || arm.exits > FRAIL_EXITS_ENTRY || arm.pad)
 		return -EINVAL;
 	fd = get_unused_fd_flags(O_CLOEXEC);
 	if (fd < 0)
@@ -23,6 +23,8 @@ static long arm_ioctl(struct frail_arm __user *uarg)
 	file = frail_arm(&arm);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
+		if (arm.refusal && copy_to_user(uarg, &arm, sizeof(arm)))
+			return -EFAULT;
 		return PTR_ERR(file);
 	}
 	if (copy_to_user(uarg, &arm, sizeof(arm))) {
@@ -66,11 +68,15 @@ static int __init frail_init(void)
 	err = frail_hooks_install();
 	if (err)
 		goto vms;
+	if (!kvmsym.intel)
+		frail_svm_init();
 	err = misc_register(&frail_device);
 	if (err)
 		goto hooks;
 	return 0;
 hooks:
+	if (!kvmsym.intel)
+		frail_svm_exit();
 	frail_hooks_remove();
 vms:
 	frail_vms_exit();
@@ -82,6 +88,8 @@ symbols:
 static void __exit frail_exit(void)
 {
 	misc_deregister(&frail_device);
+	if (!kvmsym.intel)
+		frail_svm_exit();
 	frail_hooks_remove();
 	frail_vms_exit();
 	frail_symbols_release();

@@ -40,7 +40,6 @@ int frail_symbols_resolve(void)
 	lookup_name_fn lookup = find_lookup_name();
 	module_address_fn module_of;
 	struct module *vendor;
-	bool intel;
 
 	if (!lookup)
 		return -ENOENT;
@@ -59,16 +58,24 @@ int frail_symbols_resolve(void)
 	}
 	FRAIL_KVM_SYMBOLS(S)
 #undef S
-	intel = !strcmp(kvmsym.ops->name, "kvm_intel");
-	/* By name: the table may point to a wrapper that KVM's own calls go round. */
-	kvmsym.set_efer_ip = lookup(intel ? "vmx_set_efer" : "svm_set_efer");
-	kvmsym.setup_uret_ip = intel ? lookup("vmx_setup_uret_msrs") : 0;
-	if (!kvmsym.set_efer_ip || (intel && !kvmsym.setup_uret_ip)) {
-		pr_err("this kernel has no symbol %s, which Frail needs\n",
-		       kvmsym.set_efer_ip ? "vmx_setup_uret_msrs" :
-		       intel ? "vmx_set_efer" : "svm_set_efer");
-		return -ENOENT;
+#define VENDOR_FUNCTION(member, name)						\
+	kvmsym.member = lookup(name);						\
+	if (!kvmsym.member) {							\
+		pr_err("this kernel has no symbol " name ", which Frail needs\n"); \
+		return -ENOENT;							\
 	}
+	kvmsym.intel = !strcmp(kvmsym.ops->name, "kvm_intel");
+	/* By name: the table may point to a wrapper that KVM's own calls go round. */
+	if (kvmsym.intel) {
+		VENDOR_FUNCTION(set_efer_ip, "vmx_set_efer");
+		VENDOR_FUNCTION(setup_uret_ip, "vmx_setup_uret_msrs");
+		VENDOR_FUNCTION(set_dr7_ip, "vmx_set_dr7");
+		VENDOR_FUNCTION(handle_dr_ip, "handle_dr");
+	} else {
+		VENDOR_FUNCTION(set_efer_ip, "svm_set_efer");
+		kvmsym.svm_exit_handlers = (void **)lookup("svm_exit_handlers");
+	}
+#undef VENDOR_FUNCTION
 	if (!module_of) {
 		pr_err("this kernel has no symbol __module_address, which Frail needs\n");
 		return -ENOENT;

@@ -20,18 +20,24 @@
 
 /* No offset in a task_struct comes near this. */
 #define LAYOUT_OFFSET_MAX	SZ_64K
+/* leaf 7, subleaf 1 */
+#define CPUID_7_1_EAX_FRED	BIT(17)
+
+/* No kernel stack is larger; from ax to sp pt_regs has 80 bytes. */
+#define LAYOUT_STACK_MAX	SZ_1M
+#define LAYOUT_REGS_MAX		168
 /* x86 has at most 52 bits of physical address. */
 #define LAYOUT_SPAN_MAX		BIT_ULL(52)
 
-/* Lookups run under RCU; what they find lives as long as kvm->srcu or efer_srcu. */
+/* Lookups run under RCU; what they find lives as long as kvm->srcu or frail_srcu. */
 static DEFINE_HASHTABLE(vms, 8);
 /* Adding and removing VMs. */
 static DEFINE_MUTEX(vms_lock);
 static DECLARE_WAIT_QUEUE_HEAD(vms_gone);
 static u32 last_id;
 
-/* Held while set_efer runs for any VM: it may sleep, below a frame of ours. */
-DEFINE_STATIC_SRCU(efer_srcu);
+/* Held by hooks of what KVM calls without kvm->srcu; set_efer may sleep below one. */
+DEFINE_SRCU(frail_srcu);
 
 static struct workqueue_struct *free_queue;
 
@@ -39,7 +45,7 @@ static struct workqueue_struct *free_queue;
  * frail_vm_find() - the armed VM that @kvm is, or NULL
  * @kvm: any VM
  *
- * The caller holds @kvm->srcu or efer_srcu for as long as it uses the result.
+ * The caller holds @kvm->srcu or frail_srcu for as long as it uses the result.
  */
 struct frail_vm *frail_vm_find(struct kvm *kvm)
 {
@@ -54,6 +60,19 @@ struct frail_vm *frail_vm_find(struct kvm *kvm)
 	}
 	rcu_read_unlock();
 	return found;
+}
+
+/**
+ * frail_vm_find_vcpu() - the armed VM that a vCPU is of, or NULL
+ * @vcpu: a vCPU of any VM; one under construction has no place in its VM yet
+ *
+ * As frail_vm_find().
+ */
+struct frail_vm *frail_vm_find_vcpu(struct kvm_vcpu *vcpu)
+{
+	struct frail_vm *vm = frail_vm_find(vcpu->kvm);
+
+	return vm && kvm_get_vcpu(vcpu->kvm, vcpu->vcpu_idx) == vcpu ? vm : NULL;
 }
 
 /* Hardware shall trap the system calls of a vCPU whose EFER is @efer. */
@@ -82,24 +101,26 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 	bool trap;
 	int idx, ret;
 
-	idx = srcu_read_lock(&efer_srcu);
-	vm = frail_vm_find(vcpu->kvm);
+	idx = srcu_read_lock(&frail_srcu);
+	vm = frail_vm_find_vcpu(vcpu);
 	trap = traps(vm, vcpu, efer);
 	ret = frail_call_rest(vcpu, trap ? efer & ~EFER_SCE : efer, rest);
 	if (!ret && trap)
 		vcpu->arch.efer |= EFER_SCE;
-	/* A vCPU under construction has no index yet. */
-	if (!ret && vm && kvm_get_vcpu(vcpu->kvm, vcpu->vcpu_idx) == vcpu) {
+	if (!ret && vm && !frail_is_guest_mode(vcpu)) {
 		vm->vcpus[vcpu->vcpu_idx].trapping = trap;
+		if (!kvmsym.intel)
+			frail_set_blind(vm, vcpu, frail_svm_trap_int(vcpu, trap) == trap ?
+						  0 : FRAIL_ENTRY_INT80);
 		/* A reset: the next kernel may come up at the same address. */
-		if ((old & EFER_SCE) && !(efer & EFER_SCE) && !frail_is_guest_mode(vcpu)) {
+		if ((old & EFER_SCE) && !(efer & EFER_SCE)) {
 			spin_lock(&vm->status_lock);
 			vm->lstar = 0;
 			vm->layout_valid = false;
 			spin_unlock(&vm->status_lock);
 		}
 	}
-	srcu_read_unlock(&efer_srcu, idx);
+	srcu_read_unlock(&frail_srcu, idx);
 	return ret;
 }
 
@@ -113,46 +134,64 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
  */
 void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest)
 {
-	int idx = srcu_read_lock(&efer_srcu);
-	bool trap = traps(frail_vm_find(vcpu->kvm), vcpu, vcpu->arch.efer);
+	int idx = srcu_read_lock(&frail_srcu);
+	bool trap = traps(frail_vm_find_vcpu(vcpu), vcpu, vcpu->arch.efer);
 
 	if (trap)
 		vcpu->arch.efer &= ~EFER_SCE;
 	frail_call_rest(vcpu, 0, rest);
 	if (trap)
 		vcpu->arch.efer |= EFER_SCE;
-	srcu_read_unlock(&efer_srcu, idx);
+	srcu_read_unlock(&frail_srcu, idx);
 }
 
-/* Writes the EFER of a loaded vCPU anew, through the hook. */
-static void rewrite_efer(struct kvm_vcpu *vcpu)
+/*
+ * Makes a loaded vCPU trap or not, as vm->state says, through the hooks. One that runs a
+ * guest of its guest changes when it leaves it, by a set_efer of KVM's own.
+ *
+ * Return: nothing of the state before is left.
+ */
+static bool sync_loaded(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 {
 	kvmsym.ops->set_efer(vcpu, vcpu->arch.efer);
+	if (kvmsym.intel)
+		frail_vmx_follow(vm, vcpu);
+	return READ_ONCE(vm->state) == FRAIL_ARMED || !vm->vcpus[vcpu->vcpu_idx].trapping;
 }
 
-/* Rewrites EFER of a vCPU that no thread is running at the moment. */
-static bool rewrite_idle(struct kvm_vcpu *vcpu)
+/* The same for a vCPU that no thread is running at the moment. */
+static bool sync_idle(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 {
+	bool done;
+	int idx;
+
 	if (!mutex_trylock(&vcpu->mutex))
 		return false;
 	kvmsym.vcpu_load(vcpu);
-	rewrite_efer(vcpu);
+	idx = srcu_read_lock(&vm->kvm->srcu);
+	done = sync_loaded(vm, vcpu);
+	srcu_read_unlock(&vm->kvm->srcu, idx);
 	kvmsym.vcpu_put(vcpu);
 	mutex_unlock(&vcpu->mutex);
-	return true;
+	return done;
 }
 
-static void rewrite_on_thread(struct callback_head *work)
+static void sync_on_thread(struct callback_head *work)
 {
 	struct frail_vcpu *fv = container_of(work, struct frail_vcpu, work);
 	struct frail_vm *vm = fv->vm;
 	struct kvm_vcpu *vcpu = kvm_get_vcpu(vm->kvm, fv - vm->vcpus);
-	bool done = true;
+	bool done;
+	int idx;
 
-	if (kvmsym.kvm_get_running_vcpu() == vcpu)
-		rewrite_efer(vcpu);
-	else
-		done = rewrite_idle(vcpu);
+	if (kvmsym.kvm_get_running_vcpu() == vcpu) {
+		/* In vcpu_run(), which has given kvm->srcu up for the moment. */
+		idx = srcu_read_lock(&vm->kvm->srcu);
+		done = sync_loaded(vm, vcpu);
+		srcu_read_unlock(&vm->kvm->srcu, idx);
+	} else {
+		done = sync_idle(vm, vcpu);
+	}
 
 	/* The last use of @vm: it may be freed once this lock is dropped. */
 	spin_lock(&vm->sync_lock);
@@ -164,7 +203,7 @@ static void rewrite_on_thread(struct callback_head *work)
 }
 
 /*
- * Asks the thread that runs the vCPU to rewrite its EFER. TWA_SIGNAL takes it out
+ * Asks the thread that runs the vCPU to bring it in line. TWA_SIGNAL takes it out
  * of guest mode or a halt; the thread sees no signal and KVM_RUN does not return.
  */
 static void queue_on_thread(struct frail_vcpu *fv, struct kvm_vcpu *vcpu)
@@ -181,7 +220,7 @@ static void queue_on_thread(struct frail_vcpu *fv, struct kvm_vcpu *vcpu)
 
 	task = frail_vcpu_thread(vcpu);
 	if (task) {
-		init_task_work(&fv->work, rewrite_on_thread);
+		init_task_work(&fv->work, sync_on_thread);
 		if (!kvmsym.task_work_add(task, &fv->work, TWA_SIGNAL)) {
 			put_task_struct(task);
 			return;
@@ -218,7 +257,7 @@ static void sync_step(struct frail_vm *vm)
 
 		if (READ_ONCE(fv->synced))
 			continue;
-		if (!rewrite_idle(vcpu)) {
+		if (!sync_idle(vm, vcpu)) {
 			queue_on_thread(fv, vcpu);
 			continue;
 		}
@@ -255,7 +294,7 @@ static void vm_free(struct frail_vm *vm)
 	hash_del_rcu(&vm->node);
 	synchronize_rcu();
 	synchronize_srcu(&vm->kvm->srcu);
-	synchronize_srcu(&efer_srcu);
+	synchronize_srcu(&frail_srcu);
 	mutex_unlock(&vms_lock);
 	wake_up_all(&vms_gone);
 
@@ -305,9 +344,13 @@ void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 {
 	u64 gs = frail_msr(vcpu, MSR_KERNEL_GS_BASE);
 	u64 cr3 = frail_cr3(vcpu);
+	struct kvm_vcpu *other;
+	unsigned long i;
+	bool news;
 
 	spin_lock(&vm->status_lock);
-	if (vm->lstar != lstar) {
+	news = vm->lstar != lstar;
+	if (news) {
 		WRITE_ONCE(vm->lstar, lstar);
 		vm->kernel_gs_base = gs;
 		vm->cr3 = cr3;
@@ -315,7 +358,40 @@ void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 		vm->generation++;
 	}
 	spin_unlock(&vm->status_lock);
+	if (!news)
+		return;
 	wake_up_interruptible(&vm->status_wait);
+	if (kvmsym.intel)
+		kvm_for_each_vcpu(i, other, vm->kvm)
+			if (other != vcpu)
+				queue_on_thread(&vm->vcpus[i], other);
+}
+
+/**
+ * frail_set_blind() - a vCPU traps other ways into its kernel than before
+ * @vm: its VM
+ * @vcpu: the vCPU, loaded
+ * @blind: those it does not trap, enum frail_entry
+ *
+ * May be called in atomic context.
+ */
+void frail_set_blind(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 blind)
+{
+	struct frail_vcpu *fv = &vm->vcpus[vcpu->vcpu_idx];
+	u32 all = 0;
+	int i;
+
+	if (READ_ONCE(fv->blind) == blind)
+		return;
+	spin_lock(&vm->status_lock);
+	WRITE_ONCE(fv->blind, blind);
+	for (i = 0; i < atomic_read(&vm->kvm->online_vcpus); i++)
+		all |= vm->vcpus[i].blind;
+	if (all != vm->blind) {
+		vm->blind = all;
+		frail_report_coverage(vm, vcpu, frail_ways() & ~all, all);
+	}
+	spin_unlock(&vm->status_lock);
 }
 
 static __poll_t vm_poll(struct file *file, poll_table *wait)
@@ -349,12 +425,17 @@ static long vm_status(struct frail_vm *vm, struct frail_status __user *arg)
 		s.exits += READ_ONCE(fv->exits);
 		s.refetches += READ_ONCE(fv->refetch_total);
 		s.identity_misses += READ_ONCE(fv->identity_misses);
+		s.rets_known += READ_ONCE(fv->rets_known);
+		s.rets_unknown += READ_ONCE(fv->rets_unknown);
 	}
+	s.exits_mode = vm->exits;
 	spin_lock(&vm->status_lock);
 	s.generation = vm->generation;
 	s.lstar = vm->lstar;
 	s.kernel_gs_base = vm->kernel_gs_base;
 	s.cr3 = vm->cr3;
+	s.blind = vm->blind;
+	s.covered = s.armed_vcpus ? frail_ways() & ~vm->blind : 0;
 	vm->generation_seen = vm->generation;
 	spin_unlock(&vm->status_lock);
 	return copy_to_user(arg, &s, sizeof(s)) ? -EFAULT : 0;
@@ -370,8 +451,10 @@ static long vm_set_layout(struct frail_vm *vm, const struct frail_layout __user 
 		return PTR_ERR(l);
 	if (l->size != sizeof(*l) ||
 	    l->task_pid > LAYOUT_OFFSET_MAX || l->task_tgid > LAYOUT_OFFSET_MAX ||
-	    l->task_comm > LAYOUT_OFFSET_MAX || !l->lstar ||
-	    l->direct_map_size > LAYOUT_SPAN_MAX) {
+	    l->task_comm > LAYOUT_OFFSET_MAX || l->task_stack > LAYOUT_OFFSET_MAX ||
+	    !l->lstar || l->direct_map_size > LAYOUT_SPAN_MAX ||
+	    l->stack_regs > LAYOUT_STACK_MAX || l->regs_ax >= l->regs_orig_ax ||
+	    l->regs_orig_ax > LAYOUT_REGS_MAX || (l->levels != 4 && l->levels != 5) || l->pad) {
 		kfree(l);
 		return -EINVAL;
 	}
@@ -448,48 +531,59 @@ static struct frail_vm *vm_alloc(struct kvm *kvm)
 	return vm;
 }
 
-/* The VM is armed, or being disarmed. */
-static bool is_listed(struct kvm *kvm)
+static enum frail_state state_of(struct kvm *kvm)
 {
-	bool listed;
-	int idx;
+	int idx = srcu_read_lock(&frail_srcu);
+	struct frail_vm *vm = frail_vm_find(kvm);
+	enum frail_state state = vm ? READ_ONCE(vm->state) : FRAIL_UNARMED;
 
-	idx = srcu_read_lock(&efer_srcu);
-	listed = frail_vm_find(kvm);
-	srcu_read_unlock(&efer_srcu, idx);
-	return listed;
+	srcu_read_unlock(&frail_srcu, idx);
+	return state;
 }
 
-static bool is_armed(struct kvm *kvm)
+/* The guest's CPU has FRED, by which a kernel takes system calls without LSTAR. */
+static bool has_fred(struct kvm_vcpu *vcpu)
 {
-	struct frail_vm *vm;
-	bool armed;
-	int idx;
+	bool locked, fred = false;
+	int i;
 
-	idx = srcu_read_lock(&efer_srcu);
-	vm = frail_vm_find(kvm);
-	armed = vm && READ_ONCE(vm->state) == FRAIL_ARMED;
-	srcu_read_unlock(&efer_srcu, idx);
-	return armed;
+	/* KVM replaces the list under the vCPU's mutex, until the vCPU has run. */
+	while (!(locked = mutex_trylock(&vcpu->mutex)) && vcpu->arch.last_vmentry_cpu == -1)
+		cond_resched();
+	for (i = 0; i < vcpu->arch.cpuid_nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &vcpu->arch.cpuid_entries[i];
+
+		if (e->function == 7 && e->index == 1)
+			fred = e->eax & CPUID_7_1_EAX_FRED;
+	}
+	if (locked)
+		mutex_unlock(&vcpu->mutex);
+	return fred;
 }
 
-/* Why a VM cannot be traced, or NULL. */
-static const char *refusal(struct kvm *kvm)
+/* Why a VM cannot be traced. */
+static enum frail_refusal refusal(struct kvm *kvm)
 {
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		if (vcpu->arch.guest_state_protected)
-			return "its vCPU state is encrypted (SEV-ES, SEV-SNP or TDX)";
-	return NULL;
+	if (frail_vm_is_protected(kvm))
+		return FRAIL_REFUSAL_ENCRYPTED;
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (vcpu->arch.guest_state_protected ||
+		    (!kvmsym.intel && frail_svm_encrypted(vcpu)))
+			return FRAIL_REFUSAL_ENCRYPTED;
+		if (has_fred(vcpu))
+			return FRAIL_REFUSAL_FRED;
+	}
+	return FRAIL_REFUSAL_NONE;
 }
 
 /**
  * frail_arm() - arm the VM behind a KVM descriptor
  * @arm: FRAIL_IOC_ARM's argument
  *
- * Sets @arm->vm. On return every vCPU that runs traps its system calls; one whose
+ * Sets @arm->vm, or @arm->refusal. On return every vCPU that runs traps its system calls; one whose
  * thread is stopped does before it runs guest code again.
  *
  * Return: the VM descriptor, or an error as struct frail_arm documents.
@@ -498,7 +592,6 @@ struct file *frail_arm(struct frail_arm *arm)
 {
 	struct file *kvm_file, *file;
 	struct frail_vm *vm;
-	const char *why;
 	struct kvm *kvm;
 	int err;
 
@@ -513,9 +606,8 @@ struct file *frail_arm(struct frail_arm *arm)
 	kvmsym.kvm_get_kvm(kvm);
 	fput(kvm_file);
 
-	why = refusal(kvm);
-	if (why) {
-		pr_notice("VM of process %d not traced: %s\n", kvm->userspace_pid, why);
+	arm->refusal = refusal(kvm);
+	if (arm->refusal) {
 		err = -EOPNOTSUPP;
 		goto put_kvm;
 	}
@@ -524,12 +616,13 @@ struct file *frail_arm(struct frail_arm *arm)
 		err = -ENOMEM;
 		goto put_kvm;
 	}
+	vm->exits = arm->exits;
 
-	if (is_listed(kvm) && !is_armed(kvm))
-		wait_event_killable_timeout(vms_gone, !is_listed(kvm), GONE_WAIT);
+	if (state_of(kvm) == FRAIL_DISARMING)
+		wait_event_killable_timeout(vms_gone, state_of(kvm) != FRAIL_DISARMING, GONE_WAIT);
 
 	mutex_lock(&vms_lock);
-	if (is_listed(kvm)) {
+	if (state_of(kvm) != FRAIL_UNARMED) {
 		err = -EBUSY;
 		goto unlock;
 	}
@@ -572,5 +665,5 @@ void frail_vms_exit(void)
 /* Waits for every thread below frail_vcpu_set_efer(), which may sleep there. */
 void frail_vms_drain(void)
 {
-	synchronize_srcu(&efer_srcu);
+	synchronize_srcu(&frail_srcu);
 }

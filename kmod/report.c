@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What a vCPU tells of a system call: the events of the tracepoints. */
+#include <linux/module.h>
+#include <asm/msr-index.h>
+
+#include "frail.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+static void fill_common(struct frail_vm *vm, struct kvm_vcpu *vcpu,
+			struct frail_event *ev, u64 lstar)
+{
+	ev->vm = vm->id;
+	ev->vcpu = vcpu->vcpu_idx;
+	ev->cr3 = frail_cr3(vcpu);
+	frail_identify(vm, vcpu, lstar, ev);
+}
+
+/* i386's arguments; the one that SYSCALL and SYSENTER leave no register for is on the stack. */
+static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
+{
+	unsigned long *r = vcpu->arch.regs;
+	struct frail_exception e;
+	u32 arg6 = 0;
+
+	ev->args[0] = (u32)r[VCPU_REGS_RBX];
+	ev->args[1] = (u32)r[VCPU_REGS_RCX];
+	ev->args[2] = (u32)r[VCPU_REGS_RDX];
+	ev->args[3] = (u32)r[VCPU_REGS_RSI];
+	ev->args[4] = (u32)r[VCPU_REGS_RDI];
+	ev->args[5] = (u32)r[VCPU_REGS_RBP];
+	if (ev->insn == FRAIL_INSN_INT80_32 || ev->insn == FRAIL_INSN_INT80_64)
+		return;
+	kvmsym.kvm_read_guest_virt(vcpu, (u32)ev->sp, &arg6, sizeof(arg6), frail_kvm_exception(&e));
+	ev->args[5] = arg6;
+	/* SYSCALL overwrites ECX: Linux takes it from EBP. */
+	if (ev->insn == FRAIL_INSN_SYSCALL32)
+		ev->args[1] = (u32)r[VCPU_REGS_RBP];
+}
+
+/**
+ * frail_report_enter() - a guest thread makes a system call
+ * @vm: the VM
+ * @vcpu: the vCPU, at the instruction or at the kernel's first after it
+ * @insn: enum frail_insn
+ * @ip: user address after the instruction, 0 if not known
+ * @sp: user stack pointer
+ * @lstar: the vCPU's LSTAR
+ */
+void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
+			unsigned long ip, unsigned long sp, u64 lstar)
+{
+	unsigned long *r = vcpu->arch.regs;
+	struct frail_event ev = {
+		.kind = FRAIL_EVENT_ENTER,
+		.insn = insn,
+		.flags = FRAIL_EVENT_NR,
+		.nr = (s32)r[VCPU_REGS_RAX],
+		.ip = ip,
+		.sp = sp,
+	};
+
+	vm->vcpus[vcpu->vcpu_idx].enters++;
+	if (READ_ONCE(vm->state) != FRAIL_ARMED)
+		return;
+	if (unlikely(lstar != READ_ONCE(vm->lstar)))
+		frail_vm_new_kernel(vm, vcpu, lstar);
+	if (kvmsym.intel && unlikely(lstar != vm->vcpus[vcpu->vcpu_idx].entries_of))
+		frail_vmx_follow(vm, vcpu);
+	if (!trace_guest_sys_enter_enabled() && !trace_guest_sys_exit_enabled())
+		return;
+
+	fill_common(vm, vcpu, &ev, lstar);
+	if (insn == FRAIL_INSN_SYSCALL64) {
+		ev.args[0] = r[VCPU_REGS_RDI];
+		ev.args[1] = r[VCPU_REGS_RSI];
+		ev.args[2] = r[VCPU_REGS_RDX];
+		ev.args[3] = r[VCPU_REGS_R10];
+		ev.args[4] = r[VCPU_REGS_R8];
+		ev.args[5] = r[VCPU_REGS_R9];
+	} else {
+		fill_args32(vcpu, &ev);
+	}
+	frail_call_enter(vm, vcpu, lstar, &ev);
+	trace_guest_sys_enter(&ev);
+}
+
+/**
+ * frail_report_exit() - a guest thread's kernel returns to it by SYSRET
+ * @vm: the VM
+ * @vcpu: the vCPU, at the instruction
+ * @code64: to 64-bit code
+ * @target: user address it returns to
+ */
+void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
+		       unsigned long target)
+{
+	unsigned long ret = vcpu->arch.regs[VCPU_REGS_RAX];
+	struct frail_event ev = {
+		.kind = FRAIL_EVENT_EXIT,
+		.insn = code64 ? FRAIL_INSN_SYSRET64 : FRAIL_INSN_SYSRET32,
+		.flags = FRAIL_EVENT_RET,
+		.nr = -1,
+		.ret = code64 ? (s64)ret : (s32)ret,
+		.ip = target,
+		.sp = frail_rsp(vcpu),
+	};
+
+	vm->vcpus[vcpu->vcpu_idx].exits++;
+	if (!trace_guest_sys_exit_enabled() || READ_ONCE(vm->state) != FRAIL_ARMED)
+		return;
+	fill_common(vm, vcpu, &ev, frail_msr(vcpu, MSR_LSTAR));
+	frail_call_exit(vm, &ev);
+	trace_guest_sys_exit(&ev);
+}
+
+/**
+ * frail_report_coverage() - which ways into the guest's kernel trap has changed
+ * @vm: the VM
+ * @vcpu: the vCPU that changed it
+ * @covered: enum frail_entry
+ * @blind: likewise
+ *
+ * May be called in atomic context.
+ */
+void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 covered, u32 blind)
+{
+	struct frail_event ev = {
+		.kind = FRAIL_EVENT_COVERAGE,
+		.vm = vm->id,
+		.vcpu = vcpu->vcpu_idx,
+		.args = { covered, blind },
+	};
+
+	if (READ_ONCE(vm->state) == FRAIL_ARMED)
+		trace_guest_coverage(&ev);
+}
