@@ -39,7 +39,7 @@ func (b *Batch) Take() *TraceResponse {
 		to.Insn = uint32(from.Insn)
 		to.Flags = from.Flags
 		to.Nr = from.Nr
-		if from.Kind == bpf.EventEnter {
+		if from.Kind != bpf.EventExit {
 			start := len(args)
 			args = append(args, from.Args[:]...)
 			to.Args = args[start:]

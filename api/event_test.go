@@ -29,6 +29,11 @@ func TestEventRoundTrip(t *testing.T) {
 			Time: 6, Vm: 3, Vcpu: 1, Kind: bpf.EventExit, Insn: bpf.InsnSysret32,
 			Nr: -1, Ret: -2, Ip: 1, Sp: 2, Cr3: 3,
 		},
+		{
+			Time: 7, Vm: 3, Vcpu: 1, Kind: bpf.EventExit, Insn: bpf.InsnInt80In64,
+			Flags: bpf.EventNr | bpf.EventRet | bpf.EventDeferred, Nr: 20, Ret: 9,
+		},
+		{Time: 8, Vm: 3, Vcpu: 1, Kind: bpf.EventCoverage, Nr: -1, Args: [6]uint64{1, 6}},
 		// A name that is no text and has no closing NUL.
 		{Kind: bpf.EventEnter, Insn: bpf.InsnSyscall32, Flags: bpf.EventIdentity, Pid: -1, Comm: comm("\xff\x1b[31m\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a")},
 	}

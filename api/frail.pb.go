@@ -101,6 +101,113 @@ func (State) EnumDescriptor() ([]byte, []int) {
 	return file_frail_proto_rawDescGZIP(), []int{0}
 }
 
+// Exits are the transitions of a guest that trap.
+type Exits int32
+
+const (
+	Exits_EXITS_UNSPECIFIED Exits = 0
+	// System calls and their returns.
+	Exits_EXITS_BOTH Exits = 1
+	// System calls alone: a return is told at its thread's next call.
+	Exits_EXITS_ENTRY Exits = 2
+)
+
+// Enum value maps for Exits.
+var (
+	Exits_name = map[int32]string{
+		0: "EXITS_UNSPECIFIED",
+		1: "EXITS_BOTH",
+		2: "EXITS_ENTRY",
+	}
+	Exits_value = map[string]int32{
+		"EXITS_UNSPECIFIED": 0,
+		"EXITS_BOTH":        1,
+		"EXITS_ENTRY":       2,
+	}
+)
+
+func (x Exits) Enum() *Exits {
+	p := new(Exits)
+	*p = x
+	return p
+}
+
+func (x Exits) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Exits) Descriptor() protoreflect.EnumDescriptor {
+	return file_frail_proto_enumTypes[1].Descriptor()
+}
+
+func (Exits) Type() protoreflect.EnumType {
+	return &file_frail_proto_enumTypes[1]
+}
+
+func (x Exits) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Exits.Descriptor instead.
+func (Exits) EnumDescriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{1}
+}
+
+// Entry is a way into a guest's kernel.
+type Entry int32
+
+const (
+	Entry_ENTRY_UNSPECIFIED Entry = 0
+	// SYSCALL, of 64-bit and 32-bit code.
+	Entry_ENTRY_SYSCALL Entry = 1
+	// INT 0x80, of 64-bit and 32-bit code.
+	Entry_ENTRY_INT80    Entry = 2
+	Entry_ENTRY_SYSENTER Entry = 3
+)
+
+// Enum value maps for Entry.
+var (
+	Entry_name = map[int32]string{
+		0: "ENTRY_UNSPECIFIED",
+		1: "ENTRY_SYSCALL",
+		2: "ENTRY_INT80",
+		3: "ENTRY_SYSENTER",
+	}
+	Entry_value = map[string]int32{
+		"ENTRY_UNSPECIFIED": 0,
+		"ENTRY_SYSCALL":     1,
+		"ENTRY_INT80":       2,
+		"ENTRY_SYSENTER":    3,
+	}
+)
+
+func (x Entry) Enum() *Entry {
+	p := new(Entry)
+	*p = x
+	return p
+}
+
+func (x Entry) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Entry) Descriptor() protoreflect.EnumDescriptor {
+	return file_frail_proto_enumTypes[2].Descriptor()
+}
+
+func (Entry) Type() protoreflect.EnumType {
+	return &file_frail_proto_enumTypes[2]
+}
+
+func (x Entry) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Entry.Descriptor instead.
+func (Entry) EnumDescriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{2}
+}
+
 type ProfileChange int32
 
 const (
@@ -144,11 +251,11 @@ func (x ProfileChange) String() string {
 }
 
 func (ProfileChange) Descriptor() protoreflect.EnumDescriptor {
-	return file_frail_proto_enumTypes[1].Descriptor()
+	return file_frail_proto_enumTypes[3].Descriptor()
 }
 
 func (ProfileChange) Type() protoreflect.EnumType {
-	return &file_frail_proto_enumTypes[1]
+	return &file_frail_proto_enumTypes[3]
 }
 
 func (x ProfileChange) Number() protoreflect.EnumNumber {
@@ -157,7 +264,7 @@ func (x ProfileChange) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ProfileChange.Descriptor instead.
 func (ProfileChange) EnumDescriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{1}
+	return file_frail_proto_rawDescGZIP(), []int{3}
 }
 
 type StatusRequest struct {
@@ -512,7 +619,17 @@ type VM struct {
 	Refetches      uint64 `protobuf:"varint,7,opt,name=refetches,proto3" json:"refetches,omitempty"`
 	IdentityMisses uint64 `protobuf:"varint,8,opt,name=identity_misses,json=identityMisses,proto3" json:"identity_misses,omitempty"`
 	// Release of the guest's kernel; empty while its layout is not known.
-	Release       string `protobuf:"bytes,9,opt,name=release,proto3" json:"release,omitempty"`
+	Release string `protobuf:"bytes,9,opt,name=release,proto3" json:"release,omitempty"`
+	// Which transitions of the guest trap.
+	ExitsMode Exits `protobuf:"varint,10,opt,name=exits_mode,json=exitsMode,proto3,enum=frail.v1.Exits" json:"exits_mode,omitempty"`
+	// Ways into the guest's kernel that trap on every armed vCPU.
+	Covered []Entry `protobuf:"varint,11,rep,packed,name=covered,proto3,enum=frail.v1.Entry" json:"covered,omitempty"`
+	// Those that some armed vCPU does not trap now, because the guest uses its debug
+	// registers: calls made by them are not seen.
+	Blind []Entry `protobuf:"varint,12,rep,packed,name=blind,proto3,enum=frail.v1.Entry" json:"blind,omitempty"`
+	// Returns told at their thread's next call, with their value and without.
+	RetsKnown     uint64 `protobuf:"varint,13,opt,name=rets_known,json=retsKnown,proto3" json:"rets_known,omitempty"`
+	RetsUnknown   uint64 `protobuf:"varint,14,opt,name=rets_unknown,json=retsUnknown,proto3" json:"rets_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -608,6 +725,41 @@ func (x *VM) GetRelease() string {
 		return x.Release
 	}
 	return ""
+}
+
+func (x *VM) GetExitsMode() Exits {
+	if x != nil {
+		return x.ExitsMode
+	}
+	return Exits_EXITS_UNSPECIFIED
+}
+
+func (x *VM) GetCovered() []Entry {
+	if x != nil {
+		return x.Covered
+	}
+	return nil
+}
+
+func (x *VM) GetBlind() []Entry {
+	if x != nil {
+		return x.Blind
+	}
+	return nil
+}
+
+func (x *VM) GetRetsKnown() uint64 {
+	if x != nil {
+		return x.RetsKnown
+	}
+	return 0
+}
+
+func (x *VM) GetRetsUnknown() uint64 {
+	if x != nil {
+		return x.RetsUnknown
+	}
+	return 0
 }
 
 // TraceRequest: the first message of a Trace call is start, a second one may be stop.
@@ -1112,7 +1264,7 @@ type Event struct {
 	Insn  uint32                 `protobuf:"varint,5,opt,name=insn,proto3" json:"insn,omitempty"`
 	Flags uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`
 	Nr    int64                  `protobuf:"zigzag64,7,opt,name=nr,proto3" json:"nr,omitempty"`
-	// Six arguments of an entry; empty in an exit.
+	// Six arguments of an entry, masks of a change of coverage; empty in an exit.
 	Args []uint64 `protobuf:"fixed64,8,rep,packed,name=args,proto3" json:"args,omitempty"`
 	Ret  int64    `protobuf:"zigzag64,9,opt,name=ret,proto3" json:"ret,omitempty"`
 	Ip   uint64   `protobuf:"fixed64,10,opt,name=ip,proto3" json:"ip,omitempty"`
@@ -1394,7 +1546,8 @@ type Summary struct {
 	// Events delivered.
 	Events uint64      `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
 	Lost   *LossCounts `protobuf:"bytes,2,opt,name=lost,proto3" json:"lost,omitempty"`
-	// Why the call ended: "stopped", "limit", "shut off", "disabled", "daemon stops".
+	// Why the call ended: "stopped", "limit", "shut off", "disabled", "armed again" (with
+	// other exits), "daemon stops".
 	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2599,7 +2752,7 @@ const file_frail_proto_rawDesc = "" +
 	"\aenabled\x18\x06 \x01(\bR\aenabled\x12%\n" +
 	"\x05state\x18\a \x01(\x0e2\x0f.frail.v1.StateR\x05state\x12\x16\n" +
 	"\x06reason\x18\b \x01(\tR\x06reason\x12\x1c\n" +
-	"\x02vm\x18\t \x01(\v2\f.frail.v1.VMR\x02vm\"\xfa\x01\n" +
+	"\x02vm\x18\t \x01(\v2\f.frail.v1.VMR\x02vm\"\xbe\x03\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1e\n" +
 	"\n" +
@@ -2612,7 +2765,15 @@ const file_frail_proto_rawDesc = "" +
 	"\x05exits\x18\x06 \x01(\x04R\x05exits\x12\x1c\n" +
 	"\trefetches\x18\a \x01(\x04R\trefetches\x12'\n" +
 	"\x0fidentity_misses\x18\b \x01(\x04R\x0eidentityMisses\x12\x18\n" +
-	"\arelease\x18\t \x01(\tR\arelease\"r\n" +
+	"\arelease\x18\t \x01(\tR\arelease\x12.\n" +
+	"\n" +
+	"exits_mode\x18\n" +
+	" \x01(\x0e2\x0f.frail.v1.ExitsR\texitsMode\x12)\n" +
+	"\acovered\x18\v \x03(\x0e2\x0f.frail.v1.EntryR\acovered\x12%\n" +
+	"\x05blind\x18\f \x03(\x0e2\x0f.frail.v1.EntryR\x05blind\x12\x1d\n" +
+	"\n" +
+	"rets_known\x18\r \x01(\x04R\tretsKnown\x12!\n" +
+	"\frets_unknown\x18\x0e \x01(\x04R\vretsUnknown\"r\n" +
 	"\fTraceRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.frail.v1.TraceStartH\x00R\x05start\x12)\n" +
 	"\x04stop\x18\x02 \x01(\v2\x13.frail.v1.TraceStopH\x00R\x04stopB\t\n" +
@@ -2771,7 +2932,17 @@ const file_frail_proto_rawDesc = "" +
 	"\x0fSTATE_RESOLVING\x10\x04\x12\x10\n" +
 	"\fSTATE_TRACED\x10\x05\x12\x15\n" +
 	"\x11STATE_NO_IDENTITY\x10\x06\x12\x0f\n" +
-	"\vSTATE_ERROR\x10\a*\xa3\x01\n" +
+	"\vSTATE_ERROR\x10\a*?\n" +
+	"\x05Exits\x12\x15\n" +
+	"\x11EXITS_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"EXITS_BOTH\x10\x01\x12\x0f\n" +
+	"\vEXITS_ENTRY\x10\x02*V\n" +
+	"\x05Entry\x12\x15\n" +
+	"\x11ENTRY_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rENTRY_SYSCALL\x10\x01\x12\x0f\n" +
+	"\vENTRY_INT80\x10\x02\x12\x12\n" +
+	"\x0eENTRY_SYSENTER\x10\x03*\xa3\x01\n" +
 	"\rProfileChange\x12\x1e\n" +
 	"\x1aPROFILE_CHANGE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROFILE_CHANGE_NORMALIZE\x10\x01\x12\x1b\n" +
@@ -2804,92 +2975,97 @@ func file_frail_proto_rawDescGZIP() []byte {
 	return file_frail_proto_rawDescData
 }
 
-var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
-	(ProfileChange)(0),            // 1: frail.v1.ProfileChange
-	(*StatusRequest)(nil),         // 2: frail.v1.StatusRequest
-	(*StatusResponse)(nil),        // 3: frail.v1.StatusResponse
-	(*ListRequest)(nil),           // 4: frail.v1.ListRequest
-	(*ListResponse)(nil),          // 5: frail.v1.ListResponse
-	(*Domain)(nil),                // 6: frail.v1.Domain
-	(*VM)(nil),                    // 7: frail.v1.VM
-	(*TraceRequest)(nil),          // 8: frail.v1.TraceRequest
-	(*TraceStart)(nil),            // 9: frail.v1.TraceStart
-	(*TraceStop)(nil),             // 10: frail.v1.TraceStop
-	(*TraceResponse)(nil),         // 11: frail.v1.TraceResponse
-	(*TraceStarted)(nil),          // 12: frail.v1.TraceStarted
-	(*TraceArmed)(nil),            // 13: frail.v1.TraceArmed
-	(*Events)(nil),                // 14: frail.v1.Events
-	(*Event)(nil),                 // 15: frail.v1.Event
-	(*Lost)(nil),                  // 16: frail.v1.Lost
-	(*LossCounts)(nil),            // 17: frail.v1.LossCounts
-	(*Summary)(nil),               // 18: frail.v1.Summary
-	(*DoctorRequest)(nil),         // 19: frail.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 20: frail.v1.DoctorResponse
-	(*Check)(nil),                 // 21: frail.v1.Check
-	(*AlertsRequest)(nil),         // 22: frail.v1.AlertsRequest
-	(*Alert)(nil),                 // 23: frail.v1.Alert
-	(*ProfilesRequest)(nil),       // 24: frail.v1.ProfilesRequest
-	(*ProfilesResponse)(nil),      // 25: frail.v1.ProfilesResponse
-	(*Profile)(nil),               // 26: frail.v1.Profile
-	(*ProfileName)(nil),           // 27: frail.v1.ProfileName
-	(*ProfileFile)(nil),           // 28: frail.v1.ProfileFile
-	(*PutProfileRequest)(nil),     // 29: frail.v1.PutProfileRequest
-	(*PutProfileResponse)(nil),    // 30: frail.v1.PutProfileResponse
-	(*ChangeProfileRequest)(nil),  // 31: frail.v1.ChangeProfileRequest
-	(*ChangeProfileResponse)(nil), // 32: frail.v1.ChangeProfileResponse
-	(*ThreadsRequest)(nil),        // 33: frail.v1.ThreadsRequest
-	(*ThreadsResponse)(nil),       // 34: frail.v1.ThreadsResponse
-	(*Thread)(nil),                // 35: frail.v1.Thread
-	nil,                           // 36: frail.v1.ProfilesResponse.CountersEntry
+	(Exits)(0),                    // 1: frail.v1.Exits
+	(Entry)(0),                    // 2: frail.v1.Entry
+	(ProfileChange)(0),            // 3: frail.v1.ProfileChange
+	(*StatusRequest)(nil),         // 4: frail.v1.StatusRequest
+	(*StatusResponse)(nil),        // 5: frail.v1.StatusResponse
+	(*ListRequest)(nil),           // 6: frail.v1.ListRequest
+	(*ListResponse)(nil),          // 7: frail.v1.ListResponse
+	(*Domain)(nil),                // 8: frail.v1.Domain
+	(*VM)(nil),                    // 9: frail.v1.VM
+	(*TraceRequest)(nil),          // 10: frail.v1.TraceRequest
+	(*TraceStart)(nil),            // 11: frail.v1.TraceStart
+	(*TraceStop)(nil),             // 12: frail.v1.TraceStop
+	(*TraceResponse)(nil),         // 13: frail.v1.TraceResponse
+	(*TraceStarted)(nil),          // 14: frail.v1.TraceStarted
+	(*TraceArmed)(nil),            // 15: frail.v1.TraceArmed
+	(*Events)(nil),                // 16: frail.v1.Events
+	(*Event)(nil),                 // 17: frail.v1.Event
+	(*Lost)(nil),                  // 18: frail.v1.Lost
+	(*LossCounts)(nil),            // 19: frail.v1.LossCounts
+	(*Summary)(nil),               // 20: frail.v1.Summary
+	(*DoctorRequest)(nil),         // 21: frail.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 22: frail.v1.DoctorResponse
+	(*Check)(nil),                 // 23: frail.v1.Check
+	(*AlertsRequest)(nil),         // 24: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 25: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 26: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 27: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 28: frail.v1.Profile
+	(*ProfileName)(nil),           // 29: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 30: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 31: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 32: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 33: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 34: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 35: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 36: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 37: frail.v1.Thread
+	nil,                           // 38: frail.v1.ProfilesResponse.CountersEntry
 }
 var file_frail_proto_depIdxs = []int32{
-	6,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
+	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
 	0,  // 1: frail.v1.Domain.state:type_name -> frail.v1.State
-	7,  // 2: frail.v1.Domain.vm:type_name -> frail.v1.VM
-	9,  // 3: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
-	10, // 4: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
-	12, // 5: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
-	13, // 6: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
-	14, // 7: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
-	16, // 8: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
-	18, // 9: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
-	15, // 10: frail.v1.Events.events:type_name -> frail.v1.Event
-	17, // 11: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
-	17, // 12: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
-	21, // 13: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	26, // 14: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	36, // 15: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
-	27, // 16: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
-	1,  // 17: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
-	35, // 18: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	2,  // 19: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	4,  // 20: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	8,  // 21: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	19, // 22: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	22, // 23: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	24, // 24: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	27, // 25: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	29, // 26: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	31, // 27: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	33, // 28: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	3,  // 29: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	5,  // 30: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	11, // 31: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	20, // 32: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	23, // 33: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	25, // 34: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	28, // 35: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	30, // 36: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	32, // 37: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	34, // 38: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	29, // [29:39] is the sub-list for method output_type
-	19, // [19:29] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	9,  // 2: frail.v1.Domain.vm:type_name -> frail.v1.VM
+	1,  // 3: frail.v1.VM.exits_mode:type_name -> frail.v1.Exits
+	2,  // 4: frail.v1.VM.covered:type_name -> frail.v1.Entry
+	2,  // 5: frail.v1.VM.blind:type_name -> frail.v1.Entry
+	11, // 6: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
+	12, // 7: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
+	14, // 8: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
+	15, // 9: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
+	16, // 10: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
+	18, // 11: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
+	20, // 12: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
+	17, // 13: frail.v1.Events.events:type_name -> frail.v1.Event
+	19, // 14: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
+	19, // 15: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
+	23, // 16: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
+	28, // 17: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	38, // 18: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	29, // 19: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	3,  // 20: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	37, // 21: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	4,  // 22: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 23: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 24: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	21, // 25: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	24, // 26: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	26, // 27: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	29, // 28: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	31, // 29: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	33, // 30: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	35, // 31: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	5,  // 32: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 33: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	13, // 34: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	22, // 35: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	25, // 36: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	27, // 37: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	30, // 38: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	32, // 39: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	34, // 40: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	36, // 41: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	32, // [32:42] is the sub-list for method output_type
+	22, // [22:32] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -2913,7 +3089,7 @@ func file_frail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      4,
 			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,

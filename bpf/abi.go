@@ -173,6 +173,18 @@ func (ev *traceFrailEvent) Table() int {
 	}
 }
 
+// Coverage returns, of an [EventCoverage], the ways into the guest's kernel that trap now and
+// those that do not: bits of [EntrySyscall] and so on.
+func (ev *traceFrailEvent) Coverage() (covered, blind uint32) {
+	return uint32(ev.Args[0]), uint32(ev.Args[1])
+}
+
+// Deferred reports whether a return is told at its thread's next call. Time is then that
+// call's.
+func (ev *traceFrailEvent) Deferred() bool {
+	return ev.Flags&EventDeferred != 0
+}
+
 // RetKnown reports whether Ret is what the call returned.
 func (ev *traceFrailEvent) RetKnown() bool {
 	return ev.Flags&EventRet != 0

@@ -127,7 +127,7 @@ func TestPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{TracepointEnter, TracepointExit} {
+	for _, name := range []string{TracepointEnter, TracepointExit, TracepointCoverage} {
 		p := spec.Programs[name]
 		if p == nil {
 			t.Fatalf("no program %s", name)
@@ -153,6 +153,12 @@ func TestEventMethods(t *testing.T) {
 		{"64-bit exit", Event{Kind: EventExit, Insn: InsnSysret64, Nr: 1, Flags: EventNr}, Table64, true},
 		{"32-bit exit", Event{Kind: EventExit, Insn: InsnSysret32, Nr: 1, Flags: EventNr}, Table32, true},
 		{"unknown exit", Event{Kind: EventExit, Insn: InsnSysret64, Nr: -1}, Table64, false},
+		{"SYSENTER", Event{Kind: EventEnter, Insn: InsnSysenter, Nr: 1}, Table32, true},
+		{"INT 0x80 of 32-bit code", Event{Kind: EventEnter, Insn: InsnInt80In32, Nr: 1}, Table32, true},
+		{"INT 0x80 of 64-bit code with x32's bit", Event{Kind: EventEnter, Insn: InsnInt80In64, Nr: X32Bit | 1}, Table32, true},
+		{"deferred 64-bit exit", Event{Kind: EventExit, Insn: InsnSyscall64, Nr: 1, Flags: EventNr | EventDeferred}, Table64, true},
+		{"deferred x32 exit", Event{Kind: EventExit, Insn: InsnSyscall64, Nr: X32Bit | 1, Flags: EventNr | EventDeferred}, TableX32, true},
+		{"deferred exit of INT 0x80", Event{Kind: EventExit, Insn: InsnInt80In64, Nr: 1, Flags: EventNr | EventDeferred}, Table32, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := tc.event.Table(); got != tc.table {

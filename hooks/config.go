@@ -54,6 +54,9 @@ type Exits uint8
 const (
 	// ExitsBoth traps system call entries and returns. It is the default.
 	ExitsBoth Exits = iota
+	// ExitsEntry traps entries alone, one exit a call instead of two. A call's return is
+	// told at its thread's next call.
+	ExitsEntry
 )
 
 // String returns the value of the exits attribute.
@@ -61,9 +64,21 @@ func (e Exits) String() string {
 	switch e {
 	case ExitsBoth:
 		return "both"
+	case ExitsEntry:
+		return "entry"
 	default:
 		return fmt.Sprintf("exits(%d)", uint8(e))
 	}
+}
+
+// ParseExits returns the Exits whose String is s.
+func ParseExits(s string) (Exits, error) {
+	for _, e := range []Exits{ExitsBoth, ExitsEntry} {
+		if s == e.String() {
+			return e, nil
+		}
+	}
+	return 0, fmt.Errorf(`unknown value %s: use "both" or "entry"`, quote(s))
 }
 
 // ConfigError reports a metadata element that Frail does not understand. The
@@ -374,15 +389,13 @@ func (d *decoder) frail(start xml.StartElement, cfg *Config) (*ConfigError, erro
 func (d *decoder) trace(start xml.StartElement, cfg *Config, reject func(where, format string, args ...any)) error {
 	cfg.Trace = true
 	for _, a := range attributes(start) {
-		switch {
-		case a.Name != xml.Name{Local: "exits"}:
+		if a.Name != (xml.Name{Local: "exits"}) {
 			reject("frail/trace/@"+quoteName(a.Name), "unknown attribute")
-		case a.Value == ExitsBoth.String():
-			cfg.Exits = ExitsBoth
-		case a.Value == "entry":
-			reject("frail/trace/@exits", `"entry" is not supported by this version: use "both"`)
-		default:
-			reject("frail/trace/@exits", `unknown value %s: use "both"`, quote(a.Value))
+			continue
+		}
+		var err error
+		if cfg.Exits, err = ParseExits(a.Value); err != nil {
+			reject("frail/trace/@exits", "%s", err)
 		}
 	}
 

@@ -44,6 +44,31 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
+func TestParseExits(t *testing.T) {
+	for attribute, want := range map[string]Exits{``: ExitsBoth, ` exits="both"`: ExitsBoth, ` exits="entry"`: ExitsEntry} {
+		cfg, err := ParseConfig([]byte(inDomain(`<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace` + attribute + `/></frail:frail>`)))
+		if want := (Config{Trace: true, Exits: want}); err != nil || cfg != want {
+			t.Errorf("%q: got %+v, %v, want %+v", attribute, cfg, err, want)
+		}
+	}
+}
+
+// What Enable writes asks for what it should.
+func TestElement(t *testing.T) {
+	for _, want := range []Config{
+		{Trace: true},
+		{Trace: true, Exits: ExitsEntry},
+		{Trace: true, Sequence: Sequence{On: true}},
+		{Trace: true, Exits: ExitsEntry, Sequence: Sequence{true, No, 13, 31, 1, 7*24*time.Hour + 1}},
+		{Trace: true, Sequence: Sequence{On: true, Learn: Yes, NormalWaitPlus1: 1}},
+	} {
+		element := strings.Replace(want.element(), "<frail>", `<frail xmlns="urn:frail:domain:1.0">`, 1)
+		if got, err := ParseConfig([]byte(inDomain(element))); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v, want %+v", element, got, err, want)
+		}
+	}
+}
+
 func TestParseSequence(t *testing.T) {
 	const open, end = `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace/>`, `</frail:frail>`
 	for _, test := range []struct {
@@ -82,9 +107,9 @@ func TestParseConfigRejectsWhatItDoesNotKnow(t *testing.T) {
 		{"an unknown element in trace", open + `<frail:trace><frail:calls/></frail:trace>` + end, "frail/trace/calls", "unknown element"},
 		{"an attribute", `<frail:frail xmlns:frail="urn:frail:domain:1.0" on="yes"/>`, "frail/@on", "unknown attribute"},
 		{"an attribute of trace", open + `<frail:trace on="yes"/>` + end, "frail/trace/@on", "unknown attribute"},
+		{"no exits", open + `<frail:trace exits=""/>` + end, "frail/trace/@exits", `unknown value "": use "both" or "entry"`},
 		{"an attribute with a namespace", open + `<frail:trace frail:exits="both"/>` + end, "frail/trace/@exits", "unknown attribute"},
-		{"one exit", open + `<frail:trace exits="entry"/>` + end, "frail/trace/@exits", `"entry" is not supported by this version: use "both"`},
-		{"other exits", open + `<frail:trace exits="none"/>` + end, "frail/trace/@exits", `unknown value "none": use "both"`},
+		{"other exits", open + `<frail:trace exits="none"/>` + end, "frail/trace/@exits", `unknown value "none": use "both" or "entry"`},
 		{"sequences without tracing", open + `<frail:sequence/>` + end, "frail/sequence", "there is no <trace/>, without which there are no calls to analyse"},
 		{"sequence twice", open + `<frail:trace/><frail:sequence/><frail:sequence/>` + end, "frail/sequence", "the element occurs more than once"},
 		{"an attribute of sequence", open + `<frail:trace/><frail:sequence delay="1"/>` + end, "frail/sequence/@delay", "unknown attribute"},
@@ -100,8 +125,8 @@ func TestParseConfigRejectsWhatItDoesNotKnow(t *testing.T) {
 		{"two elements", open + end + open + end, "metadata/frail", "a second element in the namespace urn:frail:domain:1.0"},
 		{"another version", `<frail:frail xmlns:frail="urn:frail:domain:2.0"/>`, "metadata/frail", `the namespace "urn:frail:domain:2.0" is not supported by this version: use urn:frail:domain:1.0`},
 		{"the first of many", open + `<frail:a/><frail:b/>c` + end, "frail/a", "unknown element"},
-		{"a long value, cut", open + `<frail:trace exits="` + strings.Repeat("é", 999) + `"/>` + end, "frail/trace/@exits", `unknown value "` + strings.Repeat("é", maxQuoted/2) + `...": use "both"`},
-		{"control characters", open + "<frail:trace exits='\u009b2J'/>" + end, "frail/trace/@exits", `unknown value "\u009b2J": use "both"`},
+		{"a long value, cut", open + `<frail:trace exits="` + strings.Repeat("é", 999) + `"/>` + end, "frail/trace/@exits", `unknown value "` + strings.Repeat("é", maxQuoted/2) + `...": use "both" or "entry"`},
+		{"control characters", open + "<frail:trace exits='\u009b2J'/>" + end, "frail/trace/@exits", `unknown value "\u009b2J": use "both" or "entry"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cfg, err := ParseConfig([]byte(inDomain(test.metadata)))

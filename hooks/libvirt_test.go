@@ -220,7 +220,7 @@ func TestWatchFollowsADomainsLife(t *testing.T) {
 	if !s.Active || s.PID != pid {
 		t.Errorf("disabled: %+v, want it running on as %d", s, pid)
 	}
-	must(t, Enable(dom, true, false))
+	must(t, Enable(dom, true, false, nil))
 	_, n = w.state("enabled", n, "life", func(s State) bool { return s.Config.Trace && s.Active })
 
 	must(t, dom.Destroy())
@@ -394,12 +394,12 @@ func TestWatchReportsBadMetadata(t *testing.T) {
 	}
 
 	var bad *ConfigError
-	if err := Enable(dom, true, true); !errors.As(err, &bad) {
+	if err := Enable(dom, true, true, nil); !errors.As(err, &bad) {
 		t.Errorf("Enable over bad metadata: %v, want a *ConfigError", err)
 	}
 	must(t, Disable(dom, true, true))
 	_, n = w.state("repaired", n, "bad", func(s State) bool { return s.Active && s.ConfigErr == nil })
-	must(t, Enable(dom, true, true))
+	must(t, Enable(dom, true, true, nil))
 	w.state("enabled", n, "bad", func(s State) bool { return s.Active && s.Config.Trace })
 }
 
@@ -429,14 +429,14 @@ func TestEnableAndDisableFollowVirsh(t *testing.T) {
 		}
 	}
 
-	must(t, Enable(dom, false, false))
+	must(t, Enable(dom, false, false, nil))
 	check("current, off", false, true)
-	must(t, Enable(dom, false, true))
+	must(t, Enable(dom, false, true, nil))
 	check("config again", false, true)
-	if err := Enable(dom, true, false); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
+	if err := Enable(dom, true, false, nil); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
 		t.Errorf("live, off: %v, want libvirt's operation invalid", err)
 	}
-	if err := Enable(dom, true, true); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
+	if err := Enable(dom, true, true, nil); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
 		t.Errorf("live and config, off: %v, want libvirt's operation invalid", err)
 	}
 	must(t, Disable(dom, false, false))
@@ -444,9 +444,9 @@ func TestEnableAndDisableFollowVirsh(t *testing.T) {
 	must(t, Disable(dom, false, false))
 
 	must(t, dom.Create())
-	must(t, Enable(dom, false, false))
+	must(t, Enable(dom, false, false, nil))
 	check("current, on", true, false)
-	must(t, Enable(dom, true, true))
+	must(t, Enable(dom, true, true, nil))
 	check("live and config, on", true, true)
 	must(t, Disable(dom, true, false))
 	check("disable live, on", false, true)
@@ -456,9 +456,45 @@ func TestEnableAndDisableFollowVirsh(t *testing.T) {
 	transient, err := conn.DomainCreateXML(libvirttest.DomainXML("passing", ""), 0)
 	must(t, err)
 	defer transient.Free()
-	if err := Enable(transient, false, true); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
+	if err := Enable(transient, false, true, nil); !errors.Is(err, libvirt.ERR_OPERATION_INVALID) {
 		t.Errorf("config, transient: %v, want libvirt's operation invalid", err)
 	}
+}
+
+// Other exits are asked for without what else is asked for being lost.
+func TestEnableChangesExits(t *testing.T) {
+	d := libvirttest.Start(t)
+	conn := connect(t, d)
+	dom := define(t, conn, "exits", `<x:frail xmlns:x="urn:frail:domain:1.0"><x:trace/><x:sequence tolerize="3" normal-wait="7d"/></x:frail>`)
+	sequence := Sequence{On: true, TolerizePlus1: 4, NormalWaitPlus1: 7*24*time.Hour + 1}
+	must(t, dom.Create())
+	w := startWatch(t, Options{URI: d.URI, StatusDir: d.StatusDir})
+	_, n := w.kind(Synced, 0)
+
+	entry, both := ExitsEntry, ExitsBoth
+	check := func(step string, target libvirt.DomainModificationImpact, want Exits) {
+		t.Helper()
+		cfg, err := readConfig(dom, target)
+		if want := (Config{Trace: true, Exits: want, Sequence: sequence}); err != nil || cfg != want {
+			t.Errorf("%s: %+v, %v, want %+v", step, cfg, err, want)
+		}
+	}
+	must(t, Enable(dom, true, false, &entry))
+	check("live", libvirt.DOMAIN_AFFECT_LIVE, ExitsEntry)
+	check("live", libvirt.DOMAIN_AFFECT_CONFIG, ExitsBoth)
+	s, n := w.state("entry", n, "exits", func(s State) bool { return s.Config.Exits == ExitsEntry })
+	if !isRunning(s) || s.Config.Sequence != sequence {
+		t.Errorf("entry: %+v, want it running and analysed as before", s)
+	}
+	must(t, Enable(dom, true, true, nil))
+	check("as they are", libvirt.DOMAIN_AFFECT_LIVE, ExitsEntry)
+	check("as they are", libvirt.DOMAIN_AFFECT_CONFIG, ExitsBoth)
+	must(t, Enable(dom, false, true, &entry))
+	check("config", libvirt.DOMAIN_AFFECT_CONFIG, ExitsEntry)
+	must(t, Enable(dom, true, true, &both))
+	check("back", libvirt.DOMAIN_AFFECT_LIVE, ExitsBoth)
+	check("back", libvirt.DOMAIN_AFFECT_CONFIG, ExitsBoth)
+	w.state("both", n, "exits", func(s State) bool { return isRunning(s) && s.Config.Exits == ExitsBoth })
 }
 
 func TestHookHandsOverAndNeverFails(t *testing.T) {

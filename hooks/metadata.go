@@ -9,27 +9,28 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// elementXML is the element Enable writes. libvirt adds the namespace and the
-// prefix itself.
-const elementXML = "<frail><trace/></frail>"
-
 // Enable asks for dom's system calls: in the running domain with live, in the
 // persistent configuration with config, in both with both, and with neither in
 // the running domain if it is running and else in the configuration, as virsh
-// does with --live, --config and --current. Asking twice changes nothing.
+// does with --live, --config and --current. exits says which transitions trap;
+// nil leaves that as it is. Asking twice changes nothing.
 //
 // An element that is there but not understood is left alone and reported as a
 // wrapped *[ConfigError]. The other errors are libvirt's, wrapped: a domain
 // that is not running (live), one that is transient (config), a denied or lost
 // connection.
-func Enable(dom *libvirt.Domain, live, config bool) error {
+func Enable(dom *libvirt.Domain, live, config bool, exits *Exits) error {
 	targets, err := metadataTargets(dom, live, config)
 	if err != nil {
 		return fmt.Errorf("enable tracing: %w", err)
 	}
 	// Look at every target before changing one, so that an element that is not
 	// understood changes nothing at all.
-	var change libvirt.DomainModificationImpact
+	type change struct {
+		target libvirt.DomainModificationImpact
+		want   Config
+	}
+	var changes []change
 	for _, target := range targets {
 		cfg, err := readConfig(dom, target)
 		var bad *ConfigError
@@ -39,17 +40,31 @@ func Enable(dom *libvirt.Domain, live, config bool) error {
 		if err != nil {
 			return fmt.Errorf("enable tracing: %w", err)
 		}
-		if !cfg.Trace {
-			change |= target
+		want := cfg
+		want.Trace = true
+		if exits != nil {
+			want.Exits = *exits
+		}
+		if want != cfg {
+			changes = append(changes, change{target, want})
 		}
 	}
-	if change == 0 {
-		return nil
-	}
-	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, elementXML, MetadataKey, NamespaceURI, change); err != nil {
-		return fmt.Errorf("enable tracing: write metadata: %w", err)
+	for _, c := range changes {
+		if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, c.want.element(), MetadataKey, NamespaceURI, c.target); err != nil {
+			return fmt.Errorf("enable tracing: write metadata: %w", err)
+		}
 	}
 	return nil
+}
+
+// element returns the element that asks for c, which has Trace. libvirt adds the
+// namespace and the prefix itself.
+func (c Config) element() string {
+	var trace string
+	if c.Exits != ExitsBoth {
+		trace = fmt.Sprintf(" exits=%q", c.Exits)
+	}
+	return "<frail><trace" + trace + "/>" + c.Sequence.element() + "</frail>"
 }
 
 // Disable removes Frail's element from dom, understood or not. live, config and

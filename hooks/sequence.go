@@ -115,6 +115,38 @@ func (d *decoder) sequence(start xml.StartElement, cfg *Config, reject func(wher
 	return d.empty("frail/sequence", reject)
 }
 
+// element returns the element that asks for s, empty if that asks for nothing.
+func (s Sequence) element() string {
+	if !s.On {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("<sequence")
+	switch s.Learn {
+	case Yes:
+		b.WriteString(` learn="yes"`)
+	case No:
+		b.WriteString(` learn="no"`)
+	}
+	for _, limit := range []struct {
+		name  string
+		plus1 uint32
+	}{
+		{"tolerize", s.TolerizePlus1},
+		{"anomaly", s.AnomalyPlus1},
+		{"processes", s.ProcessesPlus1},
+	} {
+		if limit.plus1 != 0 {
+			fmt.Fprintf(&b, ` %s="%d"`, limit.name, limit.plus1-1)
+		}
+	}
+	if s.NormalWaitPlus1 != 0 {
+		fmt.Fprintf(&b, ` normal-wait=%q`, s.NormalWaitPlus1-1)
+	}
+	b.WriteString("/>")
+	return b.String()
+}
+
 // empty reads to the end of the element whose start was read last, which should hold
 // nothing.
 func (d *decoder) empty(where string, reject func(where, format string, args ...any)) error {

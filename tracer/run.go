@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -260,15 +261,15 @@ func (t *Tracer) summary() (Summary, error) {
 
 // misses returns how often the kernel did not run a program because it was running.
 func (o *objects) misses() (uint64, error) {
-	enter, err := o.Enter.Stats()
-	if err != nil {
-		return 0, fmt.Errorf("read program statistics: %w", err)
+	var n uint64
+	for _, prog := range []*ebpf.Program{o.Enter, o.Exit, o.Coverage} {
+		stats, err := prog.Stats()
+		if err != nil {
+			return 0, fmt.Errorf("read program statistics: %w", err)
+		}
+		n += stats.RecursionMisses
 	}
-	exit, err := o.Exit.Stats()
-	if err != nil {
-		return 0, fmt.Errorf("read program statistics: %w", err)
-	}
-	return enter.RecursionMisses + exit.RecursionMisses, nil
+	return n, nil
 }
 
 func lossesOf(g *bpf.Gap) Losses {

@@ -41,6 +41,11 @@ const (
 	Enter Kinds = 1 << bpf.EventEnter
 	// Exit are system calls returned from.
 	Exit Kinds = 1 << bpf.EventExit
+	// Coverage are changes of which ways into the guest's kernel are seen. The other
+	// parts of a filter do not concern them.
+	Coverage Kinds = 1 << bpf.EventCoverage
+
+	allKinds = Enter | Exit | Coverage
 )
 
 // Filter says which events of the followed VMs pass. It is applied in the kernel. The
@@ -82,8 +87,8 @@ type objects struct {
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.VMs.Close(), o.Comms.Close(),
-		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
+	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.VMs.Close(),
+		o.Comms.Close(), o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
 }
 
 // Tracer follows VMs. All methods are safe for concurrent use.
@@ -187,9 +192,9 @@ func (f *Filter) compile() (bpf.Filter, error) {
 		Syscalls:     f.Syscalls.Numbers,
 	}
 	if f.Kinds == 0 {
-		out.Kinds = uint32(Enter | Exit)
+		out.Kinds = uint32(allKinds)
 	}
-	if f.Kinds&^(Enter|Exit) != 0 {
+	if f.Kinds&^allKinds != 0 {
 		return out, fmt.Errorf("unknown event kinds %#x", uint32(f.Kinds))
 	}
 	for _, m := range f.Syscalls.Match {
@@ -264,10 +269,10 @@ func (t *Tracer) RemoveVM(id uint32) error {
 // Attach makes the programs see guest system calls from now on. It returns an error
 // wrapping [ErrNoTracepoint] when frail.ko is not loaded. It can be called once.
 func (t *Tracer) Attach() error {
-	return t.attach(bpf.TracepointEnter, bpf.TracepointExit)
+	return t.attach(bpf.TracepointEnter, bpf.TracepointExit, bpf.TracepointCoverage)
 }
 
-func (t *Tracer) attach(enter, exit string) error {
+func (t *Tracer) attach(enter, exit, coverage string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -281,14 +286,16 @@ func (t *Tracer) attach(enter, exit string) error {
 	for _, at := range []link.RawTracepointOptions{
 		{Name: exit, Program: t.objs.Exit},
 		{Name: enter, Program: t.objs.Enter},
+		{Name: coverage, Program: t.objs.Coverage},
 	} {
 		l, err := link.AttachRawTracepoint(at)
 		if err != nil {
+			loaded := len(t.links) > 0 // an older module lacks the newer tracepoints
 			t.detach()
 			switch {
-			case errors.Is(err, os.ErrNotExist):
+			case errors.Is(err, os.ErrNotExist) && !loaded:
 				return fmt.Errorf("load frail.ko: tracepoint %s %w", at.Name, ErrNoTracepoint)
-			case errors.Is(err, unix.EINVAL):
+			case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.EINVAL):
 				return fmt.Errorf("attach to tracepoint %s: frail.ko is of another version than this program: %w", at.Name, err)
 			}
 			return fmt.Errorf("attach to tracepoint %s: %w", at.Name, err)

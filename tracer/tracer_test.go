@@ -30,8 +30,11 @@ const testDeadline = 30 * time.Second
 func fire(tb testing.TB, t *Tracer, k *bpftest.Events, i int) {
 	tb.Helper()
 	prog := t.objs.Enter
-	if k.At(i).Kind == bpf.EventExit {
+	switch k.At(i).Kind {
+	case bpf.EventExit:
 		prog = t.objs.Exit
+	case bpf.EventCoverage:
+		prog = t.objs.Coverage
 	}
 	fireAt(tb, prog, k.Address(i))
 }
@@ -153,6 +156,12 @@ func TestFilter(t *testing.T) {
 		ev.Nr, ev.Flags = -1, ev.Flags&^bpf.EventNr
 	}
 	call32 := func(ev *bpf.Event) { ev.Insn = bpf.InsnSyscall32 }
+	by := func(insn uint16) func(*bpf.Event) { return func(ev *bpf.Event) { ev.Insn = insn } }
+	deferred := func(ev *bpf.Event) { ev.Kind, ev.Flags = bpf.EventExit, ev.Flags|bpf.EventDeferred }
+	coverage := bpf.Event{
+		Vm: 7, Kind: bpf.EventCoverage, Nr: -1,
+		Args: [6]uint64{uint64(bpf.EntrySyscall), uint64(bpf.EntryInt80 | bpf.EntrySysenter)},
+	}
 	noIdentity := func(ev *bpf.Event) { ev.Flags, ev.Comm = ev.Flags&^bpf.EventIdentity, comm("") }
 
 	const (
@@ -176,13 +185,21 @@ func TestFilter(t *testing.T) {
 		{"no filter passes any number", Filter{}, enter(1<<40, "sh"), true},
 		{"another VM", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Vm = 8 }), false},
 		{"VM 0", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Vm = 0 }), false},
-		{"an event of unknown kind", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Kind = 3 }), false},
+		{"an event of unknown kind", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Kind = 4 }), false},
 		{"an event of a kind beyond the filter's bits", Filter{}, with(enter(1, "sh"), func(ev *bpf.Event) { ev.Kind = 33 }), false},
 
 		{"enters only, an enter", Filter{Kinds: Enter}, enter(1, "sh"), true},
 		{"enters only, an exit", Filter{Kinds: Enter}, with(enter(1, "sh"), exit), false},
 		{"exits only, an enter", Filter{Kinds: Exit}, enter(1, "sh"), false},
 		{"exits only, an exit", Filter{Kinds: Exit}, with(enter(1, "sh"), exit), true},
+
+		{"no filter passes coverage", Filter{}, coverage, true},
+		{"coverage only, coverage", Filter{Kinds: Coverage}, coverage, true},
+		{"coverage only, an enter", Filter{Kinds: Coverage}, enter(1, "sh"), false},
+		{"enters and exits only, coverage", Filter{Kinds: Enter | Exit}, coverage, false},
+		{"coverage with a list", Filter{Syscalls: filterOf(t, "openat")}, coverage, true},
+		{"coverage with a listed name", Filter{Comms: []string{"sh"}}, coverage, true},
+		{"coverage of another VM", Filter{}, with(coverage, func(ev *bpf.Event) { ev.Vm = 8 }), false},
 
 		{"listed call", Filter{Syscalls: filterOf(t, "openat,execve")}, enter(openat64, "sh"), true},
 		{"second listed call", Filter{Syscalls: filterOf(t, "openat,execve")}, enter(execve64, "sh"), true},
@@ -208,6 +225,15 @@ func TestFilter(t *testing.T) {
 		{"64-bit call, other table listed", Filter{Syscalls: filterOf(t, "execve@32")}, enter(execve64, "sh"), false},
 		{"32-bit call, its table listed", Filter{Syscalls: filterOf(t, "execve@32")}, with(enter(execve32, "sh"), call32), true},
 		{"excluded 32-bit call", Filter{Syscalls: filterOf(t, "!execve")}, with(enter(execve32, "sh"), call32), false},
+
+		{"listed call by SYSENTER", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat32, "sh"), by(bpf.InsnSysenter)), true},
+		{"listed call by INT 0x80 of 32-bit code", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat32, "sh"), by(bpf.InsnInt80In32)), true},
+		{"listed call by INT 0x80 of 64-bit code", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat32, "sh"), by(bpf.InsnInt80In64)), true},
+		{"64-bit number by INT 0x80 of 64-bit code", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat64, "sh"), by(bpf.InsnInt80In64)), false},
+		{"excluded call by INT 0x80", Filter{Syscalls: filterOf(t, "!execve")}, with(enter(execve32, "sh"), by(bpf.InsnInt80In32)), false},
+		{"x32's bit by INT 0x80 of 64-bit code", Filter{Syscalls: filterOf(t, "execve@x32")}, with(enter(x32|execveX32, "sh"), by(bpf.InsnInt80In64)), false},
+		{"listed call's deferred exit", Filter{Syscalls: filterOf(t, "openat")}, with(enter(openat64, "sh"), deferred), true},
+		{"deferred exit of a call not listed", Filter{Syscalls: filterOf(t, "openat")}, with(enter(futex64, "sh"), deferred), false},
 
 		{"negative number, 64-bit table excluded", Filter{Syscalls: filterOf(t, "!1023@x32")}, enter(-1, "sh"), true},
 		{"listed x32 call of a common number", Filter{Syscalls: filterOf(t, "openat")}, enter(x32|openat64, "sh"), true},
@@ -477,7 +503,7 @@ func TestNothingIsLostUncounted(t *testing.T) {
 func TestRecursionMissIsCounted(t *testing.T) {
 	const unmapped = 0xffff_fe00_dead_0000
 	tr := newTracer(t, Options{VMs: []uint32{7}})
-	must(t, tr.attach("page_fault_kernel", "page_fault_kernel"))
+	must(t, tr.attach("page_fault_kernel", "page_fault_kernel", "page_fault_kernel"))
 
 	// The first fault, outside of the tracer's programs. Its tracepoint's first argument
 	// is the address: the programs fault on it too.
@@ -534,8 +560,8 @@ func TestTracersAreIndependent(t *testing.T) {
 func TestAttachAndDetach(t *testing.T) {
 	// The first argument of sched_switch is a bool: every event is a read fault.
 	tr := newTracer(t, Options{})
-	must(t, tr.attach("sched_switch", "sched_switch"))
-	if err := tr.attach("sched_switch", "sched_switch"); err == nil {
+	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch"))
+	if err := tr.attach("sched_switch", "sched_switch", "sched_switch"); err == nil {
 		t.Error("attached twice")
 	}
 	faults := func() uint64 {
@@ -587,8 +613,14 @@ func switchThreads(t *testing.T) {
 
 func TestAttachWithoutModule(t *testing.T) {
 	tr := newTracer(t, Options{})
-	err := tr.attach("frail_no_such_tracepoint", "frail_no_such_tracepoint")
+	const no = "frail_no_such_tracepoint"
+	err := tr.attach(no, no, no)
 	if !errors.Is(err, ErrNoTracepoint) || err.Error() != "load frail.ko: tracepoint frail_no_such_tracepoint not found" {
+		t.Errorf("error %v", err)
+	}
+	// A module from before changes of coverage were told of.
+	err = tr.attach("sched_switch", "sched_switch", no)
+	if err == nil || !strings.Contains(err.Error(), no+": frail.ko is of another version than this program") {
 		t.Errorf("error %v", err)
 	}
 }

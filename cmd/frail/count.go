@@ -15,6 +15,7 @@ import (
 	"frail/api"
 	"frail/bpf"
 	"frail/tracer"
+	"frail/tracer/format"
 	"frail/tracer/ph"
 )
 
@@ -29,8 +30,9 @@ func newCountCmd(opts *options) *cobra.Command {
 		Long: `Count a domain's system calls, errors and the time spent in them, until Ctrl-C or until
 the domain stops, then print a table like strace -c.
 
-Time is from a call to its return on the clock of the host; a call that returns otherwise
-than by SYSRET, such as a signal's, has no time and no error.`,
+Time is from a call to its return on the clock of the host. A call whose return is told only
+at the thread's next call has no time, as all of a domain with exits="entry"; one whose
+return value is not known has no error.`,
 		Args: exactDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := newCounts()
@@ -56,6 +58,7 @@ than by SYSRET, such as a signal's, has no time and no error.`,
 type counts struct {
 	calls   map[ph.Number]*callCount
 	pending map[uint64]pendingCall // by task
+	blind   uint32                 // entries that were not seen at some time
 	sum     tracer.Summary
 }
 
@@ -77,25 +80,19 @@ func (c *counts) Started(*api.TraceStarted) error { return nil }
 func (c *counts) Flush() error                    { return nil }
 
 func (c *counts) Event(ev *bpf.Event) error {
-	if ev.Kind == bpf.EventExit {
-		p, ok := c.pending[ev.Task]
-		delete(c.pending, ev.Task)
-		// The return must be that of the call: another one was not by SYSRET.
-		if !ok || !ev.Identified() || !ev.NrKnown() || ph.NumberOf(ev.Table(), ev.Nr) != p.number {
-			return nil
-		}
-		n := c.calls[p.number]
-		n.timed++
-		n.time += time.Duration(ev.Time - p.time)
-		ret := ev.Ret
-		if ev.Table() == bpf.Table32 {
-			ret = int64(int32(ret))
-		}
-		if ret < 0 && ret >= -4095 {
-			n.errors++
-		}
-		return nil
+	switch ev.Kind {
+	case bpf.EventEnter:
+		c.enter(ev)
+	case bpf.EventExit:
+		c.exit(ev)
+	case bpf.EventCoverage:
+		_, blind := ev.Coverage()
+		c.blind |= blind
 	}
+	return nil
+}
+
+func (c *counts) enter(ev *bpf.Event) {
 	number := ph.NumberOf(ev.Table(), ev.Nr)
 	n := c.calls[number]
 	if n == nil {
@@ -106,7 +103,30 @@ func (c *counts) Event(ev *bpf.Event) error {
 	if ev.Identified() && len(c.pending) < maxPending {
 		c.pending[ev.Task] = pendingCall{number, ev.Time}
 	}
-	return nil
+}
+
+func (c *counts) exit(ev *bpf.Event) {
+	p, ok := c.pending[ev.Task]
+	delete(c.pending, ev.Task)
+	// The return must be that of the call, whose own may have been lost.
+	if !ok || !ev.Identified() || !ev.NrKnown() || ph.NumberOf(ev.Table(), ev.Nr) != p.number {
+		return
+	}
+	n := c.calls[p.number]
+	if !ev.Deferred() {
+		n.timed++
+		n.time += time.Duration(ev.Time - p.time)
+	}
+	if !ev.RetKnown() {
+		return
+	}
+	ret := ev.Ret
+	if ev.Table() == bpf.Table32 {
+		ret = int64(int32(ret))
+	}
+	if ret < 0 && ret >= -4095 {
+		n.errors++
+	}
 }
 
 func (c *counts) Lost(tracer.Lost) error {
@@ -149,6 +169,9 @@ func (c *counts) write(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%s%6.2f %11.6f %11s %9d %9s total\n", line, 100.0, total.time.Seconds(), "", total.calls, blankZero(total.errors))
 	if err == nil && c.sum.Lost.Total() > 0 {
 		_, err = fmt.Fprintf(w, "%d events were lost\n", c.sum.Lost.Total())
+	}
+	if err == nil && c.blind != 0 {
+		_, err = fmt.Fprintf(w, "calls by %s were not seen all the time\n", format.AppendEntries(nil, c.blind))
 	}
 	return err
 }

@@ -205,6 +205,10 @@ func (s system) module() *api.Check {
 	}
 	c.Detail = "not loaded"
 	c.Fix = "modprobe frail; if that finds no module, install frail-dkms"
+	if log := s.moduleLog(); len(log) > 0 {
+		c.Detail = "not loaded; the kernel's log: " + strings.Join(log, "; ")
+		c.Fix = "follow what the log says, then modprobe frail"
+	}
 	if mode, err := s.value("sys/kernel/security/lockdown"); err == nil && !strings.Contains(mode, "[none]") && mode != "" {
 		c.Fix = "the kernel is locked down (Secure Boot) and takes only signed modules: enrol DKMS's key with mokutil --import, restart, then modprobe frail"
 	}

@@ -13,12 +13,30 @@ import (
 )
 
 func newEnableCmd(opts *options) *cobra.Command {
-	return newMetadataCmd(opts, metadataCmd{
+	var exits string
+	cmd := newMetadataCmd(opts, metadataCmd{
 		name:  "enable",
 		short: "Ask for a domain's system calls to be traced",
 		done:  "Domain '%s' enabled for tracing\n",
-		apply: hooks.Enable,
+		apply: func(dom *libvirt.Domain, live, config bool) error {
+			if exits == "" {
+				return hooks.Enable(dom, live, config, nil)
+			}
+			e, err := hooks.ParseExits(exits)
+			if err != nil {
+				return fmt.Errorf("--exits: %w", err)
+			}
+			return hooks.Enable(dom, live, config, &e)
+		},
 	})
+	cmd.Long += `
+
+--exits entry traps entries alone, one exit a call instead of two: what a call returned is
+then told at its thread's next call, or not known. Without --exits a domain keeps those it
+has; it begins with both. A running domain that is traced changes over at once, and traces
+of it end.`
+	cmd.Flags().StringVar(&exits, "exits", "", "what traps, by `MODE`: both or entry")
+	return cmd
 }
 
 func newDisableCmd(opts *options) *cobra.Command {

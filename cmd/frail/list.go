@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -27,7 +28,10 @@ States:
   arming                        about to be traced
   error: REASON                 asks to be traced and is not
   not traced (disabled)         does not ask to be traced
-  shut off                      does not run`,
+  shut off                      does not run
+
+Coverage is "full", or which ways into the guest's kernel are not seen now because the guest
+uses its debug registers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := dialDaemon(opts.socket)
@@ -51,11 +55,11 @@ States:
 				if d.GetActive() {
 					id = strconv.Itoa(int(d.GetId()))
 				}
-				rows = append(rows, []string{id, d.GetName(), stateText(d)})
+				rows = append(rows, []string{id, d.GetName(), coverageText(d.GetVm()), stateText(d)})
 			}
 			var header []string
 			if !opts.quiet {
-				header = []string{"Id", "Name", "State"}
+				header = []string{"Id", "Name", "Coverage", "State"}
 			}
 			return writeTable(cmd.OutOrStdout(), header, rows)
 		},
@@ -87,6 +91,23 @@ func stateText(d *api.Domain) string {
 		return "error: " + d.GetReason()
 	default:
 		return fmt.Sprintf("unknown state %d: frail and fraild are of different versions", d.GetState())
+	}
+}
+
+// coverageText describes which ways into the guest's kernel are seen. A domain that is not
+// armed has no vm.
+func coverageText(vm *api.VM) string {
+	switch {
+	case len(vm.GetBlind()) > 0:
+		names := make([]string, 0, len(vm.GetBlind()))
+		for _, e := range vm.GetBlind() {
+			names = append(names, strings.ToLower(strings.TrimPrefix(e.String(), "ENTRY_")))
+		}
+		return "not seen: " + strings.Join(names, ", ")
+	case len(vm.GetCovered()) > 0:
+		return "full"
+	default:
+		return "-"
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"libvirt.org/go/libvirt"
 
+	"frail/api"
 	"frail/hooks/libvirttest"
 )
 
@@ -199,10 +200,10 @@ func (p *daemonProcess) states(t *testing.T, args ...string) (map[string]string,
 	states := make(map[string]string)
 	for line := range strings.Lines(out) {
 		fields := strings.Fields(line)
-		if len(fields) < 3 {
-			return nil, fmt.Errorf("line %q has too few columns", line)
+		if len(fields) < 4 || fields[2] != "-" {
+			return nil, fmt.Errorf("line %q has too few columns, or coverage without frail.ko", line)
 		}
-		states[fields[1]] = strings.Join(fields[2:], " ")
+		states[fields[1]] = strings.Join(fields[3:], " ")
 	}
 	return states, nil
 }
@@ -253,13 +254,13 @@ func testDomains(t *testing.T, fraild string) {
 			t.Fatal(err)
 		}
 		lines := strings.Split(out, "\n")
-		if want := " Id   Name       State"; lines[0] != want {
+		if want := " Id   Name       Coverage   State"; lines[0] != want {
 			t.Errorf("header is %q, want %q", lines[0], want)
 		}
 		if strings.Trim(lines[1], "-") != "" || lines[1] == "" {
 			t.Errorf("second line is %q", lines[1])
 		}
-		if want := " -    sleeping   shut off"; lines[5] != want {
+		if want := " -    sleeping   -          shut off"; lines[5] != want {
 			t.Errorf("last line is %q, want %q", lines[5], want)
 		}
 	})
@@ -305,6 +306,33 @@ func testDomains(t *testing.T, fraild string) {
 			t.Fatal(err)
 		}
 		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)"})
+	})
+
+	t.Run("exits", func(t *testing.T) {
+		const exits = "<trace exits='entry'/>"
+		dom, err := l.conn.LookupDomainByName("sleeping")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dom.Free()
+		for _, tc := range []struct {
+			args []string
+			has  bool
+		}{
+			{[]string{"--exits", "entry"}, true},
+			{nil, true},
+			{[]string{"--exits", "both"}, false},
+		} {
+			if _, _, err := p.frail(t, append([]string{"-c", l.URI, "enable", "sleeping"}, tc.args...)...); err != nil {
+				t.Fatal(err)
+			}
+			element, err := dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, "urn:frail:domain:1.0", libvirt.DOMAIN_AFFECT_CONFIG)
+			if err != nil || strings.Contains(strings.ReplaceAll(element, `"`, "'"), exits) != tc.has {
+				t.Errorf("after enable %q the element is %s, error %v", tc.args, element, err)
+			}
+		}
+		_, _, err = p.frail(t, "-c", l.URI, "enable", "sleeping", "--exits", "none")
+		wantError(t, err, `--exits: unknown value "none": use "both" or "entry"`)
 	})
 
 	t.Run("domain by id and UUID", func(t *testing.T) {
@@ -511,6 +539,25 @@ func testReflection(t *testing.T, fraild string) {
 		}
 	}
 	t.Errorf("services are %v", resp)
+}
+
+// What a user reads of which calls are seen.
+func TestCoverageText(t *testing.T) {
+	syscall, int80, sysenter := api.Entry_ENTRY_SYSCALL, api.Entry_ENTRY_INT80, api.Entry_ENTRY_SYSENTER
+	for _, tc := range []struct {
+		vm   *api.VM
+		want string
+	}{
+		{nil, "-"},
+		{&api.VM{}, "-"}, // no vCPU is armed yet
+		{&api.VM{Covered: []api.Entry{syscall, int80, sysenter}}, "full"},
+		{&api.VM{Covered: []api.Entry{syscall, sysenter}, Blind: []api.Entry{int80}}, "not seen: int80"},
+		{&api.VM{Covered: []api.Entry{syscall}, Blind: []api.Entry{int80, sysenter}}, "not seen: int80, sysenter"},
+	} {
+		if got := coverageText(tc.vm); got != tc.want {
+			t.Errorf("%v: %q, want %q", tc.vm, got, tc.want)
+		}
+	}
 }
 
 // Without a daemon the error says what to do.

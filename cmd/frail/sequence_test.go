@@ -186,13 +186,28 @@ func TestCount(t *testing.T) {
 		_ = c.Event(&ev)
 		if to != 0 {
 			ev.Kind, ev.Insn, ev.Time, ev.Ret = bpf.EventExit, bpf.InsnSysret64, to, ret
+			ev.Flags |= bpf.EventRet
 			_ = c.Event(&ev)
 		}
+	}
+	// deferred is a call whose return is told at the thread's next call, long after.
+	deferred := func(insn uint16, nr int64, flags uint32, ret int64) {
+		ev := bpf.Event{Kind: bpf.EventEnter, Insn: insn, Flags: bpf.EventIdentity | bpf.EventNr, Task: 3, Nr: nr, Time: 1}
+		_ = c.Event(&ev)
+		ev.Kind, ev.Time, ev.Ret = bpf.EventExit, 1e12, ret
+		ev.Flags |= bpf.EventDeferred | flags
+		_ = c.Event(&ev)
 	}
 	call(1, 0, 1000, 4001000, 10)
 	call(1, 0, 5000000, 7000000, -11)
 	call(2, 1, 0, 2000000, -4096) // no error number
 	call(2, 231, 9000000, 0, 0)   // does not return
+	deferred(bpf.InsnSyscall64, 1, bpf.EventRet, -9)
+	deferred(bpf.InsnSyscall64, 1, bpf.EventRet, 7)
+	deferred(bpf.InsnSyscall64, 1, 0, 0) // not known
+	deferred(bpf.InsnInt80In64, 1, bpf.EventRet, 0xfffffffe)
+	_ = c.Event(&bpf.Event{Kind: bpf.EventCoverage, Nr: -1, Args: [6]uint64{uint64(bpf.EntrySyscall), uint64(bpf.EntryInt80)}})
+	_ = c.Event(&bpf.Event{Kind: bpf.EventCoverage, Nr: -1, Args: [6]uint64{uint64(bpf.EntrySyscall | bpf.EntryInt80), 0}})
 	_ = c.Summary(tracer.Summary{Delivered: 7, Lost: tracer.Losses{RingFull: 2}})
 	var out bytes.Buffer
 	if err := c.write(&out); err != nil {
@@ -201,11 +216,13 @@ func TestCount(t *testing.T) {
 	want := `% time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
  75.00    0.006000        3000         2         1 read
- 25.00    0.002000        2000         1           write
+ 25.00    0.002000        2000         4         1 write
   0.00    0.000000           0         1           exit_group
+  0.00    0.000000           0         1         1 exit@32
 ------ ----------- ----------- --------- --------- ----------------
-100.00    0.008000                     4         1 total
+100.00    0.008000                     8         3 total
 2 events were lost
+calls by INT 0x80 were not seen all the time
 `
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)

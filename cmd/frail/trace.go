@@ -41,7 +41,9 @@ func newTraceCmd(opts *options) *cobra.Command {
 		Long: `Show a domain's system calls as they happen, until Ctrl-C or until the domain stops.
 A summary closes the output: how many events were shown, and how many were lost and why.
 
-Arguments are the values of the registers. What they point to is not read.`,
+Arguments are the values of the registers. What they point to is not read. A return value
+of "?" is not known. A line between dashes says when calls by some instruction begin to be
+unseen, because the guest uses its debug registers, and when all are seen again.`,
 		Example: `  frail trace guest1
   frail trace guest1 --filter-syscall openat,execve
   frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
@@ -215,6 +217,8 @@ func endOf(reason, domain string, note func(string)) error {
 		note(fmt.Sprintf("domain '%s' was shut off", printable(domain)))
 	case "disabled":
 		note(fmt.Sprintf("domain '%s' is not traced any more", printable(domain)))
+	case "armed again":
+		note(fmt.Sprintf("domain '%s' was armed again with other exits: trace it again", printable(domain)))
 	default:
 		return fmt.Errorf("trace ended by fraild: %s", printable(reason))
 	}

@@ -169,6 +169,7 @@ func (r *retry) next() time.Duration {
 type armed struct {
 	vm         *device.VM
 	pid        int
+	exits      hooks.Exits
 	generation uint32             // the newest one handled
 	stop       context.CancelFunc // ends the goroutine that waits for generations
 	abandon    context.CancelFunc // ends the one that resolves; nil when there is none
@@ -227,7 +228,7 @@ func (d *domain) run(ctx context.Context) {
 		d.mu.Lock()
 		want := d.want
 		d.mu.Unlock()
-		if a != nil && (!wanted(want) || a.pid != want.PID) {
+		if a != nil && !a.serves(want) {
 			disarm()
 			attempt = hooks.State{}
 		}
@@ -276,6 +277,12 @@ func wanted(st hooks.State) bool {
 	return st.Active && st.PID != 0 && st.Launched && st.ConfigErr == nil && st.Config.Trace
 }
 
+// serves says whether a is what a domain in this state asks for. Exits are those a VM was
+// armed with: for others it is armed again.
+func (a *armed) serves(st hooks.State) bool {
+	return wanted(st) && a.pid == st.PID && a.exits == st.Config.Exits
+}
+
 // idle is how a domain looks that is not wanted.
 func idle(st hooks.State) snapshot {
 	s := snapshot{State: st}
@@ -316,7 +323,7 @@ func (d *domain) arm(ctx context.Context, st hooks.State) (*armed, error) {
 			d.observe(status)
 		}
 	})
-	return &armed{vm: vm, pid: st.PID, stop: stop}, nil
+	return &armed{vm: vm, pid: st.PID, exits: st.Config.Exits, stop: stop}, nil
 }
 
 // disarm gives the VM back and tells all that runs for a to end, without waiting for it.

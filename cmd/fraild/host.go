@@ -43,7 +43,15 @@ func (h *host) arm(st hooks.State) (*device.VM, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return dev.Arm(fd, bpf.ExitsBoth)
+	return dev.Arm(fd, moduleExits(st.Config.Exits))
+}
+
+// moduleExits is what the module calls e.
+func moduleExits(e hooks.Exits) uint32 {
+	if e == hooks.ExitsEntry {
+		return bpf.ExitsEntry
+	}
+	return bpf.ExitsBoth
 }
 
 // Keepalive of the connections to libvirt: one that does not answer fails after about 15

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"frail/api"
+	"frail/bpf"
 )
 
 // server answers fraild's clients.
@@ -96,7 +97,14 @@ func describe(d *domain, snap snapshot) *api.Domain {
 		return desc
 	}
 	d.observe(st)
-	desc.Vm = &api.VM{
+	desc.Vm = describeVM(st)
+	desc.Vm.Release = snap.release
+	return desc
+}
+
+// describeVM tells what the module says of a VM.
+func describeVM(st bpf.Status) *api.VM {
+	vm := &api.VM{
 		Id:             st.Vm,
 		Generation:     st.Generation,
 		Vcpus:          st.Vcpus,
@@ -105,7 +113,32 @@ func describe(d *domain, snap snapshot) *api.Domain {
 		Exits:          st.Exits,
 		Refetches:      st.Refetches,
 		IdentityMisses: st.IdentityMisses,
-		Release:        snap.release,
+		ExitsMode:      api.Exits_EXITS_BOTH,
+		Covered:        entries(st.Covered),
+		Blind:          entries(st.Blind),
+		RetsKnown:      st.RetsKnown,
+		RetsUnknown:    st.RetsUnknown,
 	}
-	return desc
+	if st.ExitsMode == bpf.ExitsEntry {
+		vm.ExitsMode = api.Exits_EXITS_ENTRY
+	}
+	return vm
+}
+
+// entries lists the ways into a guest's kernel in a mask of the module's.
+func entries(mask uint32) []api.Entry {
+	var list []api.Entry
+	for _, e := range []struct {
+		bit   uint32
+		entry api.Entry
+	}{
+		{bpf.EntrySyscall, api.Entry_ENTRY_SYSCALL},
+		{bpf.EntryInt80, api.Entry_ENTRY_INT80},
+		{bpf.EntrySysenter, api.Entry_ENTRY_SYSENTER},
+	} {
+		if mask&e.bit != 0 {
+			list = append(list, e.entry)
+		}
+	}
+	return list
 }

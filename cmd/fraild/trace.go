@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,6 +28,7 @@ const (
 	endStopped  = end("stopped")
 	endLimit    = end("limit")
 	endDisarmed = end("disabled")
+	endRearmed  = end("armed again")
 	endShutOff  = end("shut off")
 	endDaemon   = end("daemon stops")
 )
@@ -160,7 +162,14 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 		}
 	}
 
-	go s.follow(ctx, vm, changed)
+	if st, err := snap.vm.Status(); err == nil { // else it is disarmed, and follow ends the trace
+		s.domain.observe(st)
+		if err := s.begin(st, offset); err != nil {
+			return s.finish(t, err)
+		}
+	}
+
+	go s.follow(ctx, vm, snap.PID, changed)
 	err = t.Run(ctx, s)
 	if err == nil {
 		err = context.Cause(ctx)
@@ -182,8 +191,24 @@ func notTraced(snap snapshot) string {
 	}
 }
 
-// follow ends the trace when the domain's VM is no longer the one that is traced.
-func (s *session) follow(ctx context.Context, vm uint32, changed <-chan struct{}) {
+// begin tells of what is not seen when the trace begins: later changes are events of their
+// own. offset makes the time of day of an event's time.
+func (s *session) begin(st bpf.Status, offset time.Duration) error {
+	if st.Blind == 0 {
+		return nil
+	}
+	return s.Event(&bpf.Event{
+		Time: uint64(time.Now().UnixNano() - int64(offset)),
+		Vm:   st.Vm,
+		Kind: bpf.EventCoverage,
+		Nr:   -1,
+		Args: [6]uint64{uint64(st.Covered), uint64(st.Blind)},
+	})
+}
+
+// follow ends the trace when the domain's VM, which process pid runs, is no longer the one
+// that is traced.
+func (s *session) follow(ctx context.Context, vm uint32, pid int, changed <-chan struct{}) {
 	for {
 		select {
 		case <-changed:
@@ -192,18 +217,24 @@ func (s *session) follow(ctx context.Context, vm uint32, changed <-chan struct{}
 		}
 		var snap snapshot
 		snap, changed = s.domain.snapshot()
-		switch {
-		case snap.vm != nil && snap.vm.ID() == vm:
-		case s.stopping.Err() != nil:
-			s.cancel(endDaemon) // it disarms all
-			return
-		case snap.Active && !snap.gone && snap.vm == nil:
-			s.cancel(endDisarmed)
-			return
-		default:
-			s.cancel(endShutOff)
+		if snap.vm == nil || snap.vm.ID() != vm {
+			s.cancel(s.disarmed(snap, pid))
 			return
 		}
+	}
+}
+
+// disarmed says why the domain's VM, which process pid ran, is traced no more.
+func (s *session) disarmed(snap snapshot, pid int) end {
+	switch {
+	case s.stopping.Err() != nil:
+		return endDaemon // it disarms all
+	case !snap.Active || snap.gone || snap.vm != nil && snap.PID != pid:
+		return endShutOff
+	case snap.vm != nil:
+		return endRearmed
+	default:
+		return endDisarmed
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/hooks"
+	"frail/kmod/device"
 	"frail/tracer"
 )
 
@@ -119,6 +122,69 @@ func TestStream(t *testing.T) {
 	}
 	if next != total {
 		t.Errorf("%d events were delivered of %d", next, total)
+	}
+}
+
+// A trace of a guest that hides calls begins with saying so.
+func TestTraceBeginsWithWhatIsNotSeen(t *testing.T) {
+	for _, blind := range []uint32{0, bpf.EntryInt80} {
+		var want []bpf.Event
+		if blind != 0 {
+			want = append(want, bpf.Event{Vm: 7, Kind: bpf.EventCoverage, Nr: -1, Args: [6]uint64{uint64(bpf.EntrySyscall), uint64(blind)}})
+		}
+		want = append(want, bpf.Event{Vm: 7, Kind: bpf.EventEnter})
+		all := collect(t, &api.TraceStart{}, func(s *session) error {
+			if err := s.begin(bpf.Status{Vm: 7, Covered: bpf.EntrySyscall, Blind: blind}, 0); err != nil {
+				return err
+			}
+			if err := s.Event(&bpf.Event{Vm: 7, Kind: bpf.EventEnter}); err != nil {
+				return err
+			}
+			return endStopped
+		})
+		var got []bpf.Event
+		for _, e := range all[0].GetEvents().GetEvents() {
+			var ev bpf.Event
+			e.Unpack(&ev)
+			if ev.Kind == bpf.EventCoverage {
+				if since := time.Since(time.Unix(0, int64(ev.Time))); since < 0 || since > time.Minute {
+					t.Errorf("the record is %s old", since)
+				}
+				ev.Time = 0
+			}
+			got = append(got, ev)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("blind %d: %+v, want %+v", blind, got, want)
+		}
+	}
+}
+
+// A trace says why the VM it is of is traced no more.
+func TestTraceEnds(t *testing.T) {
+	running := hooks.State{Active: true, PID: 100}
+	other := hooks.State{Active: true, PID: 101}
+	for _, tc := range []struct {
+		name     string
+		snap     snapshot
+		stopping bool
+		want     end
+	}{
+		{"disabled", snapshot{State: running}, false, endDisarmed},
+		{"other exits", snapshot{State: running, vm: new(device.VM)}, false, endRearmed},
+		{"started again", snapshot{State: other, vm: new(device.VM)}, false, endShutOff},
+		{"shut off", snapshot{}, false, endShutOff},
+		{"undefined", snapshot{State: running, gone: true}, false, endShutOff},
+		{"fraild stops", snapshot{State: running, gone: true}, true, endDaemon},
+	} {
+		stopping, stop := context.WithCancel(t.Context())
+		if tc.stopping {
+			stop()
+		}
+		if got := (&session{stopping: stopping}).disarmed(tc.snap, 100); got != tc.want {
+			t.Errorf("%s: the trace ends by %q, want %q", tc.name, got, tc.want)
+		}
+		stop()
 	}
 }
 

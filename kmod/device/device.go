@@ -27,7 +27,7 @@ var (
 	ErrBusy = errors.New("VM is armed already, by this or another process")
 	// ErrUnsupported is in the chain of [Device.Arm]'s error when the module refuses
 	// the VM for good: another attempt on the same VM would fail the same way.
-	ErrUnsupported = errors.New("VM cannot be traced: the kernel log says why (dmesg | grep frail)")
+	ErrUnsupported = errors.New("VM cannot be traced")
 	// ErrStale is in the chain of [VM.SetLayout]'s error when the layout is not of the
 	// guest kernel that runs now: a new generation is there to be resolved.
 	ErrStale = errors.New("guest has started another kernel since")
@@ -75,7 +75,7 @@ func (d *Device) Arm(kvmFD int, exits uint32) (*VM, error) {
 	}
 	fd, err := control(d.file, bpf.IocArm, unsafe.Pointer(&arg))
 	if err != nil {
-		return nil, fmt.Errorf("arm VM: %w", armError(err))
+		return nil, fmt.Errorf("arm VM: %w", armError(err, arg.Refusal))
 	}
 	vm, err := newVM(fd, arg.Vm)
 	if err != nil {
@@ -85,19 +85,32 @@ func (d *Device) Arm(kvmFD int, exits uint32) (*VM, error) {
 	return vm, nil
 }
 
-// armError says what the module means by an errno of IocArm.
-func armError(err error) error {
+// armError says what the module means by an errno of IocArm, and by the refusal that comes
+// with EOPNOTSUPP.
+func armError(err error, refusal uint32) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		return fmt.Errorf("%w: %s: %w", ErrUnsupported, refusalText(refusal), err)
 	case errors.Is(err, unix.EBADF):
 		return fmt.Errorf("KVM descriptor is not open: %w", err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTTY):
 		return fmt.Errorf("not a KVM VM, or frail.ko is of another version than this program: %w", err)
 	default:
 		return err
+	}
+}
+
+// refusalText says why the module refuses a VM.
+func refusalText(refusal uint32) string {
+	switch refusal {
+	case bpf.RefusalEncrypted:
+		return "its memory or vCPU state is encrypted (SEV, SEV-ES, SEV-SNP or TDX)"
+	case bpf.RefusalFRED:
+		return "its CPU has FRED, by which its kernel takes system calls without SYSCALL"
+	default:
+		return "the kernel log says why (dmesg | grep frail)"
 	}
 }
 

@@ -91,19 +91,27 @@ func TestForeignDevice(t *testing.T) {
 
 func TestArmErrors(t *testing.T) {
 	for _, tc := range []struct {
-		errno unix.Errno
-		is    error
-		text  string
+		errno   unix.Errno
+		refusal uint32
+		is      error
+		text    string
 	}{
-		{unix.EBUSY, ErrBusy, "armed already"},
-		{unix.EOPNOTSUPP, ErrUnsupported, "kernel log"},
-		{unix.EBADF, unix.EBADF, "not open"},
-		{unix.EINVAL, unix.EINVAL, "not a KVM VM"},
-		{unix.ENOMEM, unix.ENOMEM, "cannot allocate memory"},
+		{unix.EBUSY, 0, ErrBusy, "armed already"},
+		{unix.EOPNOTSUPP, 0, ErrUnsupported, "VM cannot be traced: the kernel log says why"},
+		{unix.EOPNOTSUPP, 99, ErrUnsupported, "VM cannot be traced: the kernel log says why"},
+		{unix.EOPNOTSUPP, bpf.RefusalEncrypted, ErrUnsupported, "VM cannot be traced: its memory or vCPU state is encrypted (SEV, SEV-ES, SEV-SNP or TDX)"},
+		{unix.EOPNOTSUPP, bpf.RefusalFRED, ErrUnsupported, "VM cannot be traced: its CPU has FRED, by which its kernel takes system calls without SYSCALL"},
+		{unix.EBADF, 0, unix.EBADF, "not open"},
+		{unix.EINVAL, 0, unix.EINVAL, "not a KVM VM"},
+		{unix.ENOMEM, 0, unix.ENOMEM, "cannot allocate memory"},
 	} {
-		err := armError(tc.errno)
+		err := armError(tc.errno, tc.refusal)
 		if !errors.Is(err, tc.is) || !errors.Is(err, tc.errno) || !strings.Contains(err.Error(), tc.text) {
-			t.Errorf("%v: error %q", tc.errno, err)
+			t.Errorf("%v, refusal %d: error %q", tc.errno, tc.refusal, err)
+		}
+		// Only what would fail the same way again is final.
+		if final := errors.Is(err, ErrUnsupported); final != (tc.is == ErrUnsupported) {
+			t.Errorf("%v, refusal %d: final: %t", tc.errno, tc.refusal, final)
 		}
 	}
 }

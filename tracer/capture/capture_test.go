@@ -51,9 +51,17 @@ func traffic(n int, seed uint64) []any {
 		switch w.IntN(10) {
 		case 0, 1, 2, 3:
 			ev.Kind, ev.Insn, ev.Ret = bpf.EventExit, bpf.InsnSysret64, -int64(w.IntN(100))
+			ev.Flags |= bpf.EventRet
 		case 4:
 			ev.Args = [6]uint64{w.Uint64(), 0, 1, w.Uint64(), 5, 6}
 			ev.Nr, ev.Ret = -1<<63, 1<<62
+		case 5:
+			// Told at the next call, known or not.
+			ev.Kind, ev.Insn = bpf.EventExit, bpf.InsnSyscall64+uint16(w.IntN(7))
+			ev.Flags |= bpf.EventDeferred | uint32(w.IntN(2))*bpf.EventRet
+		case 6:
+			ev.Kind, ev.Nr = bpf.EventCoverage, -1
+			ev.Args = [6]uint64{uint64(w.IntN(8)), uint64(w.IntN(8))}
 		default:
 			ev.Args = [6]uint64{uint64(w.IntN(10)), 0x7ffd00000000, 4096}
 		}
@@ -120,6 +128,27 @@ func TestRoundTrip(t *testing.T) {
 		if want := (Header{Domain: "guest", Started: time.Unix(1, 2).UTC(), RealtimeOffset: 7}); r.Header != want {
 			t.Errorf("header %+v, want %+v", r.Header, want)
 		}
+	}
+}
+
+// A file from before there were unknown returns has none; one of a later format is refused.
+func TestVersions(t *testing.T) {
+	exit := bpf.Event{Kind: bpf.EventExit, Insn: bpf.InsnSysret64, Flags: bpf.EventNr, Nr: 3, Ret: -9}
+	enter := bpf.Event{Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventNr, Nr: 3}
+	text := file(t, []any{enter, exit}, 2)
+	known := exit
+	known.Flags |= bpf.EventRet
+	for version, want := range map[byte][]any{1: {enter, known}, 2: {enter, exit}} {
+		text[8] = version
+		_, got, err := readAll(t, text, 0)
+		must(t, err)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("format %d: %+v, want %+v", version, got, want)
+		}
+	}
+	text[8] = 3
+	if _, _, err := readAll(t, text, 0); err == nil || err.Error() != "read capture: format 3: this version reads up to 2" {
+		t.Errorf("format 3: error %v", err)
 	}
 }
 

@@ -13,8 +13,11 @@ import (
 )
 
 const (
-	// Version of the format. Another version is refused.
-	Version = 1
+	// Version of the format. A newer one is refused.
+	Version = 2
+	// versionNoRet, which is read too, is from before [bpf.EventRet]: every return's value
+	// was known.
+	versionNoRet = 1
 
 	fileMagic  = "FRAILCAP"
 	blockMagic = 0x4b4c4246 // "FBLK"

@@ -35,6 +35,7 @@ type Reader struct {
 	raw   []byte
 	data  []byte
 	skip  uint64 // events before this time are left out
+	noRet bool   // of a file of versionNoRet
 }
 
 // NewReader reads the header. The caller closes the reader, which leaves r open.
@@ -44,9 +45,11 @@ func NewReader(r io.ReadSeeker) (*Reader, error) {
 	if _, err := io.ReadFull(out.buf, head[:]); err != nil || string(head[:8]) != fileMagic {
 		return nil, fmt.Errorf("read capture: %w: not a capture", ErrCorrupt)
 	}
-	if v := binary.LittleEndian.Uint32(head[8:]); v != Version {
-		return nil, fmt.Errorf("read capture: format %d: this version reads %d", v, Version)
+	v := binary.LittleEndian.Uint32(head[8:])
+	if v != Version && v != versionNoRet {
+		return nil, fmt.Errorf("read capture: format %d: this version reads up to %d", v, Version)
 	}
+	out.noRet = v == versionNoRet
 	n := binary.LittleEndian.Uint32(head[12:])
 	if n > maxHeader {
 		return nil, fmt.Errorf("read capture: %w: header of %d bytes", ErrCorrupt, n)
@@ -140,6 +143,9 @@ func (r *Reader) Run(sink tracer.Sink) error {
 		isLost, err := r.dec.next(&ev, &lost)
 		if err != nil {
 			return fmt.Errorf("read capture: %w", err)
+		}
+		if r.noRet && !isLost && ev.Kind == bpf.EventExit {
+			ev.Flags |= bpf.EventRet
 		}
 		switch {
 		case isLost && lost.Time >= r.skip:

@@ -7,16 +7,22 @@
 //	cat[312/312]                     openat(0xffffff9c, 0x7ffd5b1c0f10, 0x0, 0x0)
 //	cat[312/312]                     ... openat = 3
 //	cat[312/312]                     ... openat = -2 ENOENT (no such file or directory)
+//	cat[312/312]                     ... openat = ?
 //	[no identity]                    getpid@32()
+//	old[313/313]                     getpid@32:int80()
+//	--- INT 0x80 is not seen now: the guest uses its debug registers ---
+//	--- all entries are seen again ---
 //
 // The brackets hold the process's and the thread's id, as the guest's initial pid
-// namespace has them. A call of another table than the 64-bit one has a suffix, @32 or @x32.
+// namespace has them. A call of another table than the 64-bit one has a suffix, @32 or @x32,
+// and one that was not made by SYSCALL another: :sysenter, :int80, or :int80_64 for INT 0x80
+// in 64-bit code. A return value that is not known is a question mark.
 //
 // [JSON] writes one object per line. Its fields keep their names and meaning; fields may
 // be added. Addresses, arguments and other 64-bit quantities are strings in hexadecimal,
 // because many JSON readers keep only 53 bits of a number.
 //
-//	type      "enter", "exit", "lost" or "summary"
+//	type      "enter", "exit", "coverage", "lost" or "summary"
 //	time      when, by the host's clock, RFC 3339 with nanoseconds, UTC
 //	boot_ns   when, CLOCK_BOOTTIME of the host in nanoseconds: for order and differences
 //	vm, vcpu  the VM's id and the vCPU's index
@@ -29,11 +35,23 @@
 //	table     the system call table: "64", "32" or "x32"
 //	nr        the system call's number; absent in an exit whose call is not known
 //	syscall   its name; absent when nr is absent or has none
+//	entry     the instruction that made the call: "syscall64", "syscall32", "sysenter",
+//	          "int80_32" or "int80_64", by the code it stands in; in an exit only when
+//	          that is deferred
 //	args      the six argument registers of an enter, whatever the call takes
-//	ret       the return value of an exit
+//	deferred  true in an exit that is told at its thread's next call: when the call
+//	          returned is not known, time is later; else absent
+//	ret       the return value of an exit; absent when it is not known
 //	errno     the error's name, when ret is one
-//	ip, sp    the user's instruction pointer after the call, and stack pointer
+//	ip, sp    the user's instruction pointer after the call, and stack pointer; ip is
+//	          0x0 where the entry does not tell
 //	cr3       the guest's CR3, with its PCID and PTI bits
+//
+// A "coverage" record says that the ways into the guest's kernel that are seen have changed.
+// It has type, time, boot_ns, vm and vcpu and two lists of "syscall", "int80" and "sysenter":
+//
+//	covered   those that are seen
+//	blind     those that are not on some vCPU, because the guest uses its debug registers
 //
 // A "lost" record has type, time, boot_ns and, as "lost", an object of counts: total,
 // ring_full, read_fault and recursion. The events are missing at this point of the stream.

@@ -4,6 +4,7 @@ package format
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,8 +35,38 @@ func event(change func(*bpf.Event)) *bpf.Event {
 func exit(ret int64) func(*bpf.Event) {
 	return func(ev *bpf.Event) {
 		ev.Kind, ev.Insn, ev.Args, ev.Ret = bpf.EventExit, bpf.InsnSysret64, [6]uint64{}, ret
+		ev.Flags |= bpf.EventRet
 	}
 }
+
+// deferred is a return that is told at the next call.
+func deferred(insn uint16, nr int64, ret int64) func(*bpf.Event) {
+	return func(ev *bpf.Event) {
+		exit(ret)(ev)
+		ev.Insn, ev.Nr = insn, nr
+		ev.Flags |= bpf.EventDeferred
+	}
+}
+
+func unknownReturn(change func(*bpf.Event)) func(*bpf.Event) {
+	return func(ev *bpf.Event) {
+		change(ev)
+		ev.Ret, ev.Flags = 0, ev.Flags&^bpf.EventRet
+	}
+}
+
+func entered(insn uint16, nr int64) func(*bpf.Event) {
+	return func(ev *bpf.Event) { ev.Insn, ev.Nr = insn, nr }
+}
+
+func coverage(covered, blind uint32) *bpf.Event {
+	return &bpf.Event{
+		Time: at, Vm: 1, Vcpu: 2, Kind: bpf.EventCoverage, Nr: -1,
+		Args: [6]uint64{uint64(covered), uint64(blind)},
+	}
+}
+
+const everyEntry = bpf.EntrySyscall | bpf.EntrySysenter | bpf.EntryInt80
 
 func named(comm string) func(*bpf.Event) {
 	return func(ev *bpf.Event) {
@@ -72,12 +103,26 @@ func TestText(t *testing.T) {
 		{"exit with an error of no name", event(exit(-4000)), "cat[312/313]                     ... openat = -4000"},
 		{"exit with an address", event(exit(0x7f0000001000)), "cat[312/313]                     ... openat = 0x7f0000001000"},
 		{"exit with a negative address", event(exit(-4096)), "cat[312/313]                     ... openat = 0xfffffffffffff000"},
-		{"exit of a call not known", event(func(ev *bpf.Event) { exit(0)(ev); ev.Nr, ev.Flags = -1, bpf.EventIdentity }),
+		{"exit of a call not known", event(func(ev *bpf.Event) { exit(0)(ev); ev.Nr, ev.Flags = -1, bpf.EventIdentity|bpf.EventRet }),
 			"cat[312/313]                     ... ? = 0"},
 		{"32-bit exit with an error", event(func(ev *bpf.Event) {
 			exit(0xfffffffe)(ev)
 			ev.Insn, ev.Nr = bpf.InsnSysret32, 5
 		}), "cat[312/313]                     ... open@32 = -2 ENOENT (no such file or directory)"},
+		{"call by SYSENTER", event(entered(bpf.InsnSysenter, 20)), "cat[312/313]                     getpid@32:sysenter()"},
+		{"call by INT 0x80 of 32-bit code", event(entered(bpf.InsnInt80In32, 6)), "cat[312/313]                     close@32:int80(0xffffff9c)"},
+		{"call by INT 0x80 of 64-bit code", event(entered(bpf.InsnInt80In64, 20)), "cat[312/313]                     getpid@32:int80_64()"},
+		{"exit of unknown value", event(unknownReturn(exit(0))), "cat[312/313]                     ... openat = ?"},
+		{"exit of unknown call and value", event(func(ev *bpf.Event) { exit(0)(ev); ev.Nr, ev.Flags = -1, bpf.EventIdentity }),
+			"cat[312/313]                     ... ? = ?"},
+		{"deferred exit", event(deferred(bpf.InsnSyscall64, 257, -2)), "cat[312/313]                     ... openat = -2 ENOENT (no such file or directory)"},
+		{"deferred exit of unknown value", event(unknownReturn(deferred(bpf.InsnSyscall64, 257, 0))), "cat[312/313]                     ... openat = ?"},
+		{"deferred exit of INT 0x80", event(deferred(bpf.InsnInt80In32, 20, 312)), "cat[312/313]                     ... getpid@32:int80 = 312"},
+		{"one entry not seen", coverage(bpf.EntrySyscall, bpf.EntryInt80), "--- INT 0x80 is not seen now: the guest uses its debug registers ---"},
+		{"two entries not seen", coverage(bpf.EntrySyscall, bpf.EntryInt80|bpf.EntrySysenter),
+			"--- INT 0x80 and SYSENTER are not seen now: the guest uses its debug registers ---"},
+		{"no entry seen", coverage(0, everyEntry), "--- SYSCALL, INT 0x80 and SYSENTER are not seen now: the guest uses its debug registers ---"},
+		{"all entries seen", coverage(everyEntry, 0), "--- all entries are seen again ---"},
 		{"longest name and ids", event(func(ev *bpf.Event) {
 			named("fifteen-letters")(ev)
 			ev.Pid, ev.Tgid, ev.Nr = 4194304, 4194303, 39
@@ -104,6 +149,8 @@ func TestTextTimestamp(t *testing.T) {
 	for _, tc := range []struct{ name, got, want string }{
 		{"event", string(f.AppendEvent(nil, event(func(ev *bpf.Event) { ev.Nr = 39 }))),
 			"2026-01-02 04:04:05.000000+0100: cat[312/313]                     getpid()\n"},
+		{"coverage", string(f.AppendEvent(nil, coverage(everyEntry, 0))),
+			"2026-01-02 04:04:05.000000+0100: --- all entries are seen again ---\n"},
 		{"lost", string(f.AppendLost(nil, tracer.Lost{Time: at, Losses: tracer.Losses{RingFull: 1}})),
 			"2026-01-02 04:04:05.000000+0100: --- 1 event lost: 1 because the reader was too slow ---\n"},
 		{"zero location", string((&Text{Timestamp: true, Offset: offset}).AppendEvent(nil, event(func(ev *bpf.Event) { ev.Nr = 39 }))),
@@ -137,7 +184,7 @@ func TestJSON(t *testing.T) {
 		{"enter", string(f.AppendEvent(nil, event(func(*bpf.Event) {}))),
 			`{"type":"enter","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
 				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
-				`"table":"64","nr":257,"syscall":"openat",` +
+				`"table":"64","nr":257,"syscall":"openat","entry":"syscall64",` +
 				`"args":["0xffffff9c","0x7ffd5b1c0f10","0x80000","0x0","0x5","0xffffffffffffffff"],` +
 				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
 		{"exit", string(f.AppendEvent(nil, event(exit(-2)))),
@@ -147,11 +194,32 @@ func TestJSON(t *testing.T) {
 				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
 		{"exit without identity and number", string(f.AppendEvent(nil, event(func(ev *bpf.Event) {
 			exit(7)(ev)
-			ev.Flags, ev.Nr = 0, -1
+			ev.Flags, ev.Nr = bpf.EventRet, -1
 		}))),
 			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
 				`"identity":false,"table":"64","ret":7,` +
 				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"exit of unknown value", string(f.AppendEvent(nil, event(unknownReturn(exit(0))))),
+			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
+				`"table":"64","nr":257,"syscall":"openat",` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"deferred exit", string(f.AppendEvent(nil, event(deferred(bpf.InsnInt80In64, 5, 0xfffffffe)))),
+			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
+				`"table":"32","nr":5,"syscall":"open","entry":"int80_64","deferred":true,"ret":-2,"errno":"ENOENT",` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"deferred exit of unknown value", string(f.AppendEvent(nil, event(unknownReturn(deferred(bpf.InsnSysenter, 5, 0))))),
+			`{"type":"exit","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"identity":true,"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000",` +
+				`"table":"32","nr":5,"syscall":"open","entry":"sysenter","deferred":true,` +
+				`"ip":"0x401002","sp":"0x7ffd5b1c0e00","cr3":"0x1234001"}`},
+		{"coverage", string(f.AppendEvent(nil, coverage(bpf.EntrySyscall, bpf.EntrySysenter|bpf.EntryInt80))),
+			`{"type":"coverage","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"covered":["syscall"],"blind":["int80","sysenter"]}`},
+		{"coverage of all", string(f.AppendEvent(nil, coverage(everyEntry, 0))),
+			`{"type":"coverage","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"vcpu":2,` +
+				`"covered":["syscall","int80","sysenter"],"blind":[]}`},
 		{"lost", string(f.AppendLost(nil, tracer.Lost{Time: at, Losses: tracer.Losses{RingFull: 3, ReadFault: 2, Recursion: 1}})),
 			`{"type":"lost","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,` +
 				`"lost":{"total":6,"ring_full":3,"read_fault":2,"recursion":1}}`},
@@ -208,6 +276,26 @@ func TestNoAllocations(t *testing.T) {
 		if n != 0 {
 			t.Errorf("%s: %v allocations for two events", name, n)
 		}
+	}
+}
+
+// Every instruction that makes a call has a name of its own, in JSON and in text.
+func TestEntryNames(t *testing.T) {
+	var names, calls []string
+	for _, insn := range []uint16{bpf.InsnSyscall64, bpf.InsnSyscall32, bpf.InsnSysenter, bpf.InsnInt80In32, bpf.InsnInt80In64} {
+		ev := event(entered(insn, 20))
+		var got struct{ Entry string }
+		if err := json.Unmarshal((&JSON{}).AppendEvent(nil, ev), &got); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, got.Entry)
+		calls = append(calls, string(appendCall(nil, ev)))
+	}
+	if want := []string{"syscall64", "syscall32", "sysenter", "int80_32", "int80_64"}; !slices.Equal(names, want) {
+		t.Errorf("JSON has %q, want %q", names, want)
+	}
+	if want := []string{"writev", "getpid@32", "getpid@32:sysenter", "getpid@32:int80", "getpid@32:int80_64"}; !slices.Equal(calls, want) {
+		t.Errorf("text has %q, want %q", calls, want)
 	}
 }
 

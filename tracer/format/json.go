@@ -22,16 +22,24 @@ type JSON struct {
 
 var _ Formatter = (*JSON)(nil)
 
-// AppendEvent appends an "enter" or "exit" record.
+// AppendEvent appends an "enter", "exit" or "coverage" record.
 func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
-	exit := ev.Kind == bpf.EventExit
 	kind := "enter"
-	if exit {
+	switch ev.Kind {
+	case bpf.EventExit:
 		kind = "exit"
+	case bpf.EventCoverage:
+		kind = "coverage"
 	}
 	dst = f.appendHead(dst, kind, ev.Time)
 	dst = strconv.AppendUint(append(dst, `,"vm":`...), uint64(ev.Vm), 10)
 	dst = strconv.AppendUint(append(dst, `,"vcpu":`...), uint64(ev.Vcpu), 10)
+	if ev.Kind == bpf.EventCoverage {
+		covered, blind := ev.Coverage()
+		dst = appendJSONEntries(dst, "covered", covered)
+		dst = appendJSONEntries(dst, "blind", blind)
+		return append(dst, "}\n"...)
+	}
 
 	dst = strconv.AppendBool(append(dst, `,"identity":`...), ev.Identified())
 	if ev.Identified() {
@@ -51,14 +59,11 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 			dst = append(append(append(dst, `,"syscall":"`...), name...), '"')
 		}
 	}
-	if exit {
-		ret := returned(ev)
-		dst = strconv.AppendInt(append(dst, `,"ret":`...), ret, 10)
-		if e, ok := errno(ret); ok {
-			if name := unix.ErrnoName(e); name != "" {
-				dst = append(append(append(dst, `,"errno":"`...), name...), '"')
-			}
-		}
+	if name := insnName(ev.Insn); name != "" {
+		dst = append(append(append(dst, `,"entry":"`...), name...), '"')
+	}
+	if ev.Kind == bpf.EventExit {
+		dst = appendJSONReturn(dst, ev)
 	} else {
 		sep := `,"args":["`
 		for _, arg := range ev.Args {
@@ -71,6 +76,24 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	dst = appendHexField(dst, `,"sp":"`, ev.Sp)
 	dst = appendHexField(dst, `,"cr3":"`, ev.Cr3)
 	return append(dst, "}\n"...)
+}
+
+// appendJSONReturn appends what is known of a call's return.
+func appendJSONReturn(dst []byte, ev *bpf.Event) []byte {
+	if ev.Deferred() {
+		dst = append(dst, `,"deferred":true`...)
+	}
+	if !ev.RetKnown() {
+		return dst
+	}
+	ret := returned(ev)
+	dst = strconv.AppendInt(append(dst, `,"ret":`...), ret, 10)
+	if e, ok := errno(ret); ok {
+		if name := unix.ErrnoName(e); name != "" {
+			dst = append(append(append(dst, `,"errno":"`...), name...), '"')
+		}
+	}
+	return dst
 }
 
 // AppendLost appends a "lost" record.

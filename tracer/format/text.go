@@ -38,14 +38,23 @@ var _ Formatter = (*Text)(nil)
 // AppendEvent appends one line.
 func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	dst = f.appendTime(dst, ev.Time)
-	dst = appendWho(dst, ev)
-	if ev.Kind == bpf.EventExit {
+	switch ev.Kind {
+	case bpf.EventCoverage:
+		_, blind := ev.Coverage()
+		return appendCoverage(dst, blind)
+	case bpf.EventExit:
+		dst = appendWho(dst, ev)
 		dst = append(dst, "... "...)
 		dst = appendCall(dst, ev)
 		dst = append(dst, " = "...)
-		dst = appendReturn(dst, returned(ev))
+		if ev.RetKnown() {
+			dst = appendReturn(dst, returned(ev))
+		} else {
+			dst = append(dst, '?')
+		}
 		return append(dst, '\n')
 	}
+	dst = appendWho(dst, ev)
 	dst = appendCall(dst, ev)
 	dst = append(dst, '(')
 	t := syscalls.Table(ev.Table())
@@ -123,7 +132,22 @@ func appendCall(dst []byte, ev *bpf.Event) []byte {
 		dst = append(dst, '@')
 		dst = append(dst, t.String()...)
 	}
-	return dst
+	return append(dst, insnMark(ev.Insn)...)
+}
+
+// appendCoverage appends which ways into the guest's kernel are not seen.
+func appendCoverage(dst []byte, blind uint32) []byte {
+	switch {
+	case blind == 0:
+		return append(dst, "--- all entries are seen again ---\n"...)
+	case blind&(blind-1) == 0:
+		dst = AppendEntries(append(dst, "--- "...), blind)
+		dst = append(dst, " is"...)
+	default:
+		dst = AppendEntries(append(dst, "--- "...), blind)
+		dst = append(dst, " are"...)
+	}
+	return append(dst, " not seen now: the guest uses its debug registers ---\n"...)
 }
 
 // appendReturn appends an error with its meaning, a small number, or an address.

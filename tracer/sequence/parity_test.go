@@ -181,7 +181,9 @@ func (w *world) next() *bpf.Event {
 	case 1:
 		ev.Nr = int64(w.IntN(2000)) - 500
 	case 2:
-		ev.Insn, ev.Nr = bpf.InsnSyscall32, int64(w.IntN(450))
+		ev.Insn, ev.Nr = []uint16{
+			bpf.InsnSyscall32, bpf.InsnSysenter, bpf.InsnInt80In32, bpf.InsnInt80In64,
+		}[w.IntN(4)], int64(w.IntN(450))
 	case 3:
 		ev.Nr = bpf.X32Bit | int64(w.IntN(1200))
 	case 4, 5:
@@ -206,7 +208,8 @@ func (w *world) next() *bpf.Event {
 	case 13:
 		ev.Flags &^= bpf.EventIdentity
 	case 14:
-		ev.Kind = bpf.EventExit
+		ev.Kind = []uint16{bpf.EventExit, bpf.EventCoverage}[w.IntN(2)]
+		ev.Flags |= bpf.EventDeferred
 		defer func() { ev.Kind = bpf.EventEnter }()
 	}
 	out := *ev
