@@ -102,7 +102,7 @@ func checkTraced(t *testing.T, v *vm.VM) {
 	t.Helper()
 	tr := startTrace(t, v.Name)
 	res := runIn(t, v, "t-opens")
-	checkCalls(t, known[0], res.Output, tr.stop())
+	checkCalls(t, known[0], res.Output, tr.stop(), false)
 }
 
 // TestEnableDisable turns tracing on and off in a running guest with frail.

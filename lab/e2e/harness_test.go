@@ -119,6 +119,9 @@ type guestConfig func(*vm.Config)
 
 func traced(c *vm.Config) { c.Metadata = vm.Traced }
 
+// tracedEntry asks for one exit per call.
+const tracedEntry = `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace exits="entry"/></frail:frail>`
+
 func metadata(xml string) guestConfig { return func(c *vm.Config) { c.Metadata = xml } }
 
 func vcpus(n int) guestConfig { return func(c *vm.Config) { c.VCPUs = n } }

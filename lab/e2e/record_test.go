@@ -24,7 +24,9 @@ type record struct {
 	Nr       *int64 `json:"nr"`
 	Syscall  string `json:"syscall"`
 	Args     []arg  `json:"args"`
-	Ret      int64  `json:"ret"`
+	Entry    string `json:"entry"`
+	Ret      *int64 `json:"ret"`
+	Deferred bool   `json:"deferred"`
 
 	Delivered uint64 `json:"delivered"`
 	Lost      struct {
@@ -69,7 +71,10 @@ func (r record) String() string {
 	}
 	s := fmt.Sprintf("%s[%d/%d] %s of %q (%s in table %s)", r.Comm, r.PID, r.TID, r.Type, r.Syscall, nr, r.Table)
 	if r.Type == recordExit {
-		return fmt.Sprintf("%s = %d", s, r.Ret)
+		if r.Ret == nil {
+			return s + " = ?"
+		}
+		return fmt.Sprintf("%s = %d", s, *r.Ret)
 	}
 	return fmt.Sprintf("%s%#x", s, r.Args)
 }

@@ -7,34 +7,42 @@ package e2e
 import (
 	"strings"
 	"testing"
+
+	"frail/lab/vm"
 )
 
-// TestKnownCalls runs every test program in a traced and in a plain guest:
-// what the traced one did is recorded exactly, thread by thread, and neither
-// of them can tell which it ran in.
+// TestKnownCalls runs every test program in a guest of each kind of exits and in a
+// plain one: what the traced ones did is recorded exactly, thread by thread, and
+// none of them can tell which it ran in.
 func TestKnownCalls(t *testing.T) {
 	begin(t)
-	enabled, plain := startGuest(t, "enabled", traced), startGuest(t, "plain")
-	waitGuest(t, enabled)
-	waitGuest(t, plain)
-	waitTraced(t, enabled)
+	both, entry := startGuest(t, "both", traced), startGuest(t, "entry", metadata(tracedEntry))
+	plain := startGuest(t, "plain")
+	for _, v := range []*vm.VM{both, entry, plain} {
+		waitGuest(t, v)
+	}
+	waitTraced(t, both)
+	waitTraced(t, entry)
 	waitState(t, plain.Name, stateNotTraced)
 
 	for _, p := range known {
 		t.Run(p.name, func(t *testing.T) {
 			line := strings.TrimSpace(p.name + " " + p.args)
-			tr := startTrace(t, enabled.Name)
-			got := runIn(t, enabled, line)
-			records := tr.stop()
 			want := runIn(t, plain, line)
-
-			if got.Status != p.status || want.Status != p.status {
-				t.Errorf("exit status %d traced, %d untraced, want %d", got.Status, want.Status, p.status)
+			for _, v := range []*vm.VM{both, entry} {
+				t.Run(v.Name, func(t *testing.T) {
+					tr := startTrace(t, v.Name)
+					got := runIn(t, v, line)
+					records := tr.stop()
+					if got.Status != p.status || want.Status != p.status {
+						t.Errorf("exit status %d traced, %d untraced, want %d", got.Status, want.Status, p.status)
+					}
+					if g, w := withoutIDs(got.Output), withoutIDs(want.Output); g != w {
+						t.Errorf("output traced:\n%s\nuntraced:\n%s", g, w)
+					}
+					checkCalls(t, p, got.Output, records, v == entry)
+				})
 			}
-			if g, w := withoutIDs(got.Output), withoutIDs(want.Output); g != w {
-				t.Errorf("output traced:\n%s\nuntraced:\n%s", g, w)
-			}
-			checkCalls(t, p, got.Output, records)
 		})
 	}
 }
