@@ -12,11 +12,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"frail/lab/image"
@@ -38,9 +36,6 @@ const (
 	// logsGrace is how long a host may take to end a command whose time is over
 	// and to write its logs.
 	logsGrace = time.Minute
-
-	// quitGrace is how long the emulator has to go after it was asked to.
-	quitGrace = 10 * time.Second
 )
 
 // ExitTimeout is the status of a command that took longer than its limit, as
@@ -182,24 +177,10 @@ func runOnce(ctx context.Context, cfg Config, limit time.Duration, stdout, stder
 	cmd := cfg.Emulator.Command(ctx, cfg.args(args...)...)
 	var messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &messages, &messages
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = quitGrace
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	begin := time.Now()
-	exited := make(chan error, 1)
-	ready := make(chan error, 1)
-	go func() {
-		// Pdeathsig follows the thread that forked.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		ready <- err
-		if err == nil {
-			exited <- cmd.Wait()
-		}
-	}()
-	if err := <-ready; err != nil {
-		return 0, false, fmt.Errorf("start the emulator: %w", err)
+	exited, err := start(cmd)
+	if err != nil {
+		return 0, false, err
 	}
 	fmt.Fprintln(cfg.Log, "lab: booting the host")
 

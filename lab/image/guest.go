@@ -3,7 +3,6 @@
 package image
 
 import (
-	"bytes"
 	"compress/gzip"
 	"context"
 	"fmt"
@@ -136,33 +135,18 @@ func buildProgs(ctx context.Context, bin string, log io.Writer) error {
 	return nil
 }
 
-// writeInitramfs packs tree; every file in it belongs to root, whoever packs
-// it. It needs no /dev/console: the kernel's built-in initramfs has one.
+// writeInitramfs packs and compresses tree.
 func writeInitramfs(ctx context.Context, tree, dst string) error {
-	var names bytes.Buffer
-	err := filepath.WalkDir(tree, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(tree, p)
-		names.WriteString(rel + "\n")
-		return err
-	})
+	archive, err := Pack(ctx, tree)
 	if err != nil {
 		return err
-	}
-	var archive, messages bytes.Buffer
-	cmd := exec.CommandContext(ctx, "cpio", "--create", "--format=newc", "--owner=0:0", "--quiet", "--reproducible")
-	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = tree, &names, &archive, &messages
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("pack the initramfs: %w: %s", err, messages.Bytes())
 	}
 	f, err := os.Create(dst)
 	if err != nil {
 		return err
 	}
 	z := gzip.NewWriter(f)
-	if _, err := z.Write(archive.Bytes()); err != nil {
+	if _, err := z.Write(archive); err != nil {
 		f.Close()
 		return err
 	}

@@ -57,7 +57,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 	}
-	root.AddCommand(newHostImage(), newRelease(), newGuest(), newModule(), newRun(), newShell())
+	root.AddCommand(newHostImage(), newRelease(), newGuest(), newModule(), newRun(), newShell(), newSmall())
 	return root
 }
 
@@ -210,22 +210,29 @@ func prepare(ctx context.Context, results string) (host.Config, error) {
 	if err != nil {
 		return host.Config{}, err
 	}
-	if _, err := os.Stat("go.mod"); err != nil {
-		return host.Config{}, fmt.Errorf("run lab in the repository's top directory: %w", err)
-	}
-	if results == "" {
-		results, err = newRunDir(filepath.Join(build, "lab", "runs"))
-		if err != nil {
-			return host.Config{}, fmt.Errorf("create the results directory: %w", err)
-		}
-	} else if err := os.MkdirAll(results, 0o755); err != nil {
-		return host.Config{}, fmt.Errorf("create the results directory: %w", err)
-	}
-	results, err = filepath.Abs(results)
+	results, err = resultsDir(build, results)
 	if err != nil {
 		return host.Config{}, err
 	}
 	return host.Config{Image: img, Emulator: emulator, Share: build, Results: results, Log: os.Stderr}, nil
+}
+
+// resultsDir creates a directory for a run's results, a new one below build if
+// results is empty, and returns its absolute path.
+func resultsDir(build, results string) (string, error) {
+	if _, err := os.Stat("go.mod"); err != nil {
+		return "", fmt.Errorf("run lab in the repository's top directory: %w", err)
+	}
+	var err error
+	if results == "" {
+		results, err = newRunDir(filepath.Join(build, "lab", "runs"))
+	} else {
+		err = os.MkdirAll(results, 0o755)
+	}
+	if err != nil {
+		return "", fmt.Errorf("create the results directory: %w", err)
+	}
+	return filepath.Abs(results)
 }
 
 // newRunDir creates a directory for one run's results and removes the oldest.
