@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build cgo
+
 package qmp
 
 import (
@@ -7,13 +9,25 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 
 	goqemu "github.com/digitalocean/go-qemu/qmp"
 	"libvirt.org/go/libvirt"
 )
 
-var _ goqemu.Monitor = (*LibvirtMonitor)(nil)
+var (
+	_ goqemu.Monitor = (*LibvirtMonitor)(nil)
+	_ Peeker         = LibvirtMemory{}
+)
+
+// LibvirtMemory reads the memory of a domain, which stays the caller's.
+type LibvirtMemory struct {
+	Domain *libvirt.Domain
+}
+
+// Peek implements [Peeker].
+func (m LibvirtMemory) Peek(addr uint64, size int) ([]byte, error) {
+	return m.Domain.MemoryPeek(addr, uint64(size), libvirt.MEMORY_PHYSICAL)
+}
 
 // LibvirtMonitor passes QMP through libvirt to a domain's QEMU. libvirt notes
 // the first such command in its log as the taint "custom-monitor".
@@ -110,49 +124,4 @@ func (m *LibvirtMonitor) Events(ctx context.Context) (<-chan goqemu.Event, error
 		queue.close()
 	}()
 	return queue.events, nil
-}
-
-// eventQueue is a bounded queue of events towards one reader. A reader that
-// falls behind loses the queue rather than single events, so that a gap is
-// never silent.
-type eventQueue struct {
-	events chan goqemu.Event
-	done   chan struct{}
-
-	mu     sync.Mutex
-	closed bool
-}
-
-func newEventQueue() *eventQueue {
-	return &eventQueue{
-		events: make(chan goqemu.Event, eventBuffer),
-		done:   make(chan struct{}),
-	}
-}
-
-func (q *eventQueue) push(e goqemu.Event) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return
-	}
-	select {
-	case q.events <- e:
-	default:
-		q.closeLocked()
-	}
-}
-
-func (q *eventQueue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closeLocked()
-}
-
-func (q *eventQueue) closeLocked() {
-	if !q.closed {
-		q.closed = true
-		close(q.events)
-		close(q.done)
-	}
 }

@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	goqemu "github.com/digitalocean/go-qemu/qmp"
-	"libvirt.org/go/libvirt"
 )
 
 var (
@@ -47,9 +46,10 @@ const (
 	PathSave Path = "pmemsave"
 )
 
-// Peeker reads a domain's memory through libvirt. A *libvirt.Domain is one.
+// Peeker reads a domain's memory, of which addr is a physical address, through
+// libvirt. A [LibvirtMemory] is one.
 type Peeker interface {
-	MemoryPeek(start, size uint64, flags libvirt.DomainMemoryFlags) ([]byte, error)
+	Peek(addr uint64, size int) ([]byte, error)
 }
 
 // MemoryOptions say how guest memory can be reached.

@@ -272,8 +272,8 @@ func TestNoWayToMemory(t *testing.T) {
 func TestMemoryOfLibvirtDomain(t *testing.T) {
 	g := qmptest.Start(t, qmptest.Config{Paused: true})
 	mon := qmp.NewLibvirt(g.Dom)
-	fast := openMemory(t, qmp.MemoryOptions{Monitor: mon, PID: g.PID, Domain: g.Dom})
-	slow := openMemory(t, qmp.MemoryOptions{Monitor: mon, Domain: g.Dom})
+	fast := openMemory(t, qmp.MemoryOptions{Monitor: mon, PID: g.PID, Domain: qmp.LibvirtMemory{Domain: g.Dom}})
+	slow := openMemory(t, qmp.MemoryOptions{Monitor: mon, Domain: qmp.LibvirtMemory{Domain: g.Dom}})
 	if fast.Path() != qmp.PathProcessVM || slow.Path() != qmp.PathPeek {
 		t.Fatalf("paths %s and %s", fast.Path(), slow.Path())
 	}

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	goqemu "github.com/digitalocean/go-qemu/qmp"
-	"libvirt.org/go/libvirt"
 )
 
 const (
@@ -36,7 +35,7 @@ func openPeek(dom Peeker) (reader, error) {
 func (r peekReader) readAt(p []byte, addr uint64) error {
 	for len(p) > 0 {
 		n := min(len(p), peekChunk)
-		b, err := r.dom.MemoryPeek(addr, uint64(n), libvirt.MEMORY_PHYSICAL)
+		b, err := r.dom.Peek(addr, n)
 		if err != nil {
 			return fmt.Errorf("peek through libvirt: %w", err)
 		}

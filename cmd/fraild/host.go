@@ -111,7 +111,7 @@ func (h *host) withMemory(ctx context.Context, st hooks.State, f func(*qmp.Memor
 	mem, err := qmp.OpenMemory(ctx, qmp.MemoryOptions{
 		Monitor: qmp.NewLibvirt(dom),
 		PID:     st.PID,
-		Domain:  dom,
+		Domain:  qmp.LibvirtMemory{Domain: dom},
 	})
 	if err != nil {
 		return err

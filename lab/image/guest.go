@@ -33,6 +33,13 @@ var progFlags = []string{
 	"-Wl,--build-id=none", "-Wl,-z,noseparate-code",
 }
 
+// guestModules are what the guest's init loads, unless the kernel has it built in.
+var guestModules = []string{
+	"arch/x86/kernel/msr.ko",
+	"drivers/virtio/virtio.ko", "drivers/virtio/virtio_ring.ko", "drivers/virtio/virtio_mmio.ko",
+	"drivers/block/virtio_blk.ko",
+}
+
 // prog32 marks the programs that are built for i386 by their name.
 const prog32 = "t-32"
 
@@ -42,6 +49,7 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 	key := cache.NewKey()
 	key.Add("host", []byte(filepath.Base(filepath.Dir(h.Root))))
 	key.Add("flags", []byte(strings.Join(progFlags, " ")))
+	key.Add("modules", []byte(strings.Join(guestModules, " ")))
 	if err := key.AddFS(guest.Sources); err != nil {
 		return nil, fmt.Errorf("read the guest's sources: %w", err)
 	}
@@ -70,7 +78,6 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 		perm     fs.FileMode
 	}{
 		{filepath.Join(h.Root, "bin/busybox"), "tree/bin/busybox", 0o755},
-		{filepath.Join(h.Root, "lib/modules", h.Release, "kernel/arch/x86/kernel/msr.ko"), "tree/lib/msr.ko", 0o644},
 		{h.Kernel, "vmlinuz", 0o644},
 	} {
 		data, err := os.ReadFile(f.from)
@@ -78,6 +85,23 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(dir, f.to), data, f.perm); err != nil {
+			return err
+		}
+	}
+	modules := filepath.Join(h.Root, "lib/modules", h.Release)
+	builtin, err := os.ReadFile(filepath.Join(modules, "modules.builtin"))
+	if err != nil {
+		return err
+	}
+	for _, name := range guestModules {
+		if bytes.Contains(builtin, []byte("kernel/"+name+"\n")) {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(modules, "kernel", name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(tree, "lib", path.Base(name)), data, 0o644); err != nil {
 			return err
 		}
 	}

@@ -33,7 +33,7 @@ const rejectLimit = 20 * time.Second
 
 func openMemory(t *testing.T, g *qmptest.Guest, pid int) *qmp.Memory {
 	t.Helper()
-	mem, err := qmp.OpenMemory(t.Context(), qmp.MemoryOptions{Monitor: qmp.NewLibvirt(g.Dom), PID: pid, Domain: g.Dom})
+	mem, err := qmp.OpenMemory(t.Context(), qmp.MemoryOptions{Monitor: qmp.NewLibvirt(g.Dom), PID: pid, Domain: qmp.LibvirtMemory{Domain: g.Dom}})
 	if err != nil {
 		t.Fatal(err)
 	}

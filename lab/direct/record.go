@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package direct
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"frail/bpf"
+	"frail/kmod/device"
+	"frail/tracer"
+)
+
+// Recording collects the events of one VM in memory.
+type Recording struct {
+	tracer *tracer.Tracer
+	cancel context.CancelFunc
+	done   chan error
+	events []bpf.Event
+}
+
+// recordRing holds 200,000 events: a reader on the guest's own CPU may be late.
+const recordRing = 32 << 20
+
+// Record begins to record a VM. The caller closes the recording.
+func Record(vm *device.VM) (*Recording, error) {
+	t, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, RingBytes: recordRing})
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Attach(); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &Recording{tracer: t, cancel: cancel, done: make(chan error, 1)}
+	go func() { r.done <- t.Run(ctx, (*recordSink)(r)) }()
+	return r, nil
+}
+
+// Stop ends the recording and returns all events in order. One that was lost
+// is an error.
+func (r *Recording) Stop() ([]bpf.Event, error) {
+	r.cancel()
+	if err := <-r.done; err != nil {
+		return nil, fmt.Errorf("record events: %w", err)
+	}
+	return r.events, nil
+}
+
+// Close frees the recording, ended or not.
+func (r *Recording) Close() error {
+	r.cancel()
+	return r.tracer.Close()
+}
+
+// recordSink is the tracer's side of a Recording.
+type recordSink Recording
+
+func (s *recordSink) Event(ev *bpf.Event) error {
+	s.events = append(s.events, *ev)
+	return nil
+}
+
+func (s *recordSink) Lost(l tracer.Lost) error {
+	return fmt.Errorf("%d events lost: %+v", l.Total(), l.Losses)
+}
+
+func (s *recordSink) Flush() error { return nil }

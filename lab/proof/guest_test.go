@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build lab
+
+package proof
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"frail/lab/direct"
+)
+
+var (
+	kernel = flag.String("kernel", "", "the guest's kernel")
+	initrd = flag.String("initrd", "", "the guest's initramfs")
+	limit  = flag.Duration("limit", 10*time.Minute, "how long one guest may take")
+)
+
+// guest completes a guest's configuration.
+func guest(cfg direct.Config) direct.Config {
+	cfg.Kernel, cfg.Initrd = *kernel, *initrd
+	return cfg
+}
+
+// testContext is done when the test is, or when one guest has taken too long.
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), *limit, fmt.Errorf("limit of %v", *limit))
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// run runs a guest untraced.
+func run(t *testing.T, cfg direct.Config) (*direct.Result, error) {
+	t.Helper()
+	ctx := testContext(t)
+	g, err := direct.Start(ctx, guest(cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := g.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return g.Wait(ctx)
+}
+
+// TestFiles carries files into a guest and out of it.
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "in"), []byte("carried"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const big = 1 << 20
+	res, err := run(t, direct.Config{
+		VCPUs: 2,
+		Files: map[string]string{"dir": dir, "file": filepath.Join(dir, "in")},
+		Script: "cat dir/in file; test -x dir/in && nproc; mkdir /out/d\n" +
+			fmt.Sprintf("head -c %d /dev/zero >/out/d/big; exit 7", big),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "carriedcarried2\n"; res.Output != want || res.Status != 7 {
+		t.Errorf("output %q, status %d, want %q and 7", res.Output, res.Status, want)
+	}
+	if len(res.Files) != 1 || len(res.Files["d/big"]) != big {
+		t.Errorf("it left %d files, of which d/big has %d bytes", len(res.Files), len(res.Files["d/big"]))
+	}
+}
+
+// TestCrash runs a guest that ends before its script does: it must not look
+// like one that came to its end.
+func TestCrash(t *testing.T) {
+	_, err := run(t, direct.Config{Script: "echo c >/proc/sysrq-trigger"})
+	if err == nil || !strings.Contains(err.Error(), "sysrq") {
+		t.Errorf("a guest that crashed: %v, want an error with its console", err)
+	}
+}
