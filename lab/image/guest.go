@@ -3,6 +3,7 @@
 package image
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"fmt"
