@@ -41,6 +41,13 @@ static enum frail_opcode decode(const u8 *code, int len, bool code64, struct fra
 			if (code[i + 1] == 0x07)
 				return rex & 8 ? FRAIL_OP_SYSRETQ : FRAIL_OP_SYSRET;
 			return FRAIL_OP_OTHER;
+		case 0xcc: case 0xce:
+			/* INT3, INTO: not what SVM calls INT n, but an emulator may. */
+			if (code[i] == 0xce && code64)
+				return FRAIL_OP_OTHER;
+			insn->len = i + 1;
+			insn->vector = code[i] == 0xcc ? BP_VECTOR : OF_VECTOR;
+			return FRAIL_OP_INT;
 		case 0xcd:
 			if (i + 1 == len)
 				return FRAIL_OP_INCOMPLETE;
