@@ -23,8 +23,7 @@ for i in $(seq "$rounds"); do
 		kill $!
 		wait $!
 	)
-	t-getppid 0 & one=$!
-	usleep 2000
+	t-getppid 200 >/dev/null & one=$!
 	kill -STOP $one
 	kill -CONT $one
 	kill $one
