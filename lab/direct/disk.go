@@ -30,37 +30,39 @@ type Result struct {
 	Files  map[string][]byte // what it left in /out
 }
 
-// writeDisk writes the disk as the guest finds it.
-func writeDisk(name string, cfg Config) error {
+// writeDisk writes the disk as the guest finds it and returns how many bytes of it
+// are used.
+func writeDisk(name string, cfg Config) (used int64, err error) {
 	f, err := os.Create(name)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
 	w := tar.NewWriter(f)
 	header := &tar.Header{Name: scriptName, Mode: 0o644, Size: int64(len(cfg.Script))}
 	if err := w.WriteHeader(header); err != nil {
-		return err
+		return 0, err
 	}
 	if _, err := io.WriteString(w, cfg.Script); err != nil {
-		return err
+		return 0, err
 	}
 	for dst, src := range cfg.Files {
 		if err := addTree(w, dst, src); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if err := w.Close(); err != nil {
-		return err
+		return 0, err
 	}
 	size := int64(cfg.DiskMiB) << 20
-	if used, err := f.Seek(0, io.SeekCurrent); err != nil || used > size {
-		return errors.Join(err, fmt.Errorf("%d bytes do not fit in %d", used, size))
+	used, err = f.Seek(0, io.SeekCurrent)
+	if err != nil || used > size {
+		return 0, errors.Join(err, fmt.Errorf("%d bytes do not fit in %d", used, size))
 	}
 	if err := f.Truncate(size); err != nil {
-		return err
+		return 0, err
 	}
-	return f.Close()
+	return used, f.Close()
 }
 
 // addTree adds a file, or a directory and all below it, by the name dst.

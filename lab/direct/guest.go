@@ -75,13 +75,13 @@ const (
 // qmpFD is the number under which QEMU gets its monitor's socket.
 const qmpFD = 3
 
-func (c Config) args(dir string) []string {
+func (c Config) args(dir string, used int64) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-machine", "microvm,rtc=on", "-accel", "kvm", "-cpu", "host",
 		"-smp", strconv.Itoa(c.VCPUs), "-m", strconv.Itoa(c.MemoryMiB),
 		"-kernel", c.Kernel, "-initrd", c.Initrd,
-		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet guest.disk " + c.Cmdline),
+		"-append", strings.TrimSpace(fmt.Sprintf("console=ttyS0 panic=-1 quiet guest.disk=%d %s", used, c.Cmdline)),
 		"-serial", "file:" + filepath.Join(dir, consoleFile),
 		"-drive", "id=disk,if=none,format=raw,cache=unsafe,file=" + filepath.Join(dir, diskFile),
 		"-device", "virtio-blk-device,drive=disk",
@@ -129,11 +129,12 @@ func start(ctx context.Context, cfg Config) (_ *Guest, err error) {
 			err = errors.Join(err, g.Close())
 		}
 	}()
-	if err := writeDisk(filepath.Join(dir, diskFile), cfg); err != nil {
+	used, err := writeDisk(filepath.Join(dir, diskFile), cfg)
+	if err != nil {
 		close(g.exited)
 		return nil, fmt.Errorf("write its disk: %w", err)
 	}
-	if err := g.run(ctx, cfg); err != nil {
+	if err := g.run(ctx, cfg, used); err != nil {
 		close(g.exited)
 		return nil, err
 	}
@@ -146,7 +147,7 @@ func start(ctx context.Context, cfg Config) (_ *Guest, err error) {
 }
 
 // run starts QEMU with a socket that takes a connection from now on.
-func (g *Guest) run(ctx context.Context, cfg Config) error {
+func (g *Guest) run(ctx context.Context, cfg Config, used int64) error {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(g.dir, socketFile), Net: "unix"})
 	if err != nil {
 		return err
@@ -158,7 +159,7 @@ func (g *Guest) run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer socket.Close()
-	g.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", cfg.args(g.dir)...)
+	g.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", cfg.args(g.dir, used)...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.messages, &g.messages
 	g.cmd.ExtraFiles = []*os.File{socket}
 	exited, err := child.Start(g.cmd)
