@@ -93,16 +93,18 @@ static int emulate_syscall(struct frail_vm *vm, struct kvm_vcpu *vcpu,
 	unsigned long rflags = get_rflags(vcpu) & ~X86_EFLAGS_RF;
 	unsigned long saved = rflags;
 	u16 cs = (star >> 32) & 0xfffc;
+	bool exit_traps;
 
-	frail_report_enter(vm, vcpu, insn->code64 ? FRAIL_INSN_SYSCALL64 : FRAIL_INSN_SYSCALL32,
-			   insn->next, frail_rsp(vcpu), lstar);
+	exit_traps = frail_report_enter(vm, vcpu,
+					insn->code64 ? FRAIL_INSN_SYSCALL64 : FRAIL_INSN_SYSCALL32,
+					insn->next, frail_rsp(vcpu), lstar);
 
 	/*
 	 * SYSRET cannot restore RF, so Linux leaves by IRET where a user has it set.
 	 * Not for 32-bit calls: IRET gives R8 back, where SYSCALL's entry keeps ESP.
 	 */
-	if (vm->exits == FRAIL_EXITS_ENTRY && insn->code64 && !(rflags & X86_EFLAGS_TF) &&
-	    READ_ONCE(vm->state) == FRAIL_ARMED)
+	if (vm->exits == FRAIL_EXITS_ENTRY && !exit_traps && insn->code64 &&
+	    !(rflags & X86_EFLAGS_TF) && READ_ONCE(vm->state) == FRAIL_ARMED)
 		saved |= X86_EFLAGS_RF;
 	frail_set_reg(vcpu, VCPU_REGS_RCX, insn->next);
 	frail_set_reg(vcpu, VCPU_REGS_R11, saved);

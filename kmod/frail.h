@@ -73,6 +73,7 @@ struct frail_call {
 	s32 nr;
 	u16 insn;
 	bool pending;		/* its return is still to be told */
+	u16 settle;		/* calls that shall leave by SYSRET all the same */
 };
 
 /* The longest piece of a layout's pt_regs that is read: from ax to ss. */
@@ -214,7 +215,7 @@ int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned l
 void frail_vmx_follow(struct frail_vm *vm, struct kvm_vcpu *vcpu);
 
 /* report.c */
-void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
+bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 			unsigned long ip, unsigned long sp, u64 lstar);
 void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 		       unsigned long target);
@@ -223,7 +224,7 @@ void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 cover
 /* identity.c */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		    struct frail_event *ev);
-void frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      const struct frail_event *ev);
 void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);
 

@@ -221,8 +221,22 @@ static bool saved_return(struct kvm_vcpu *vcpu, const struct frail_layout *l,
 	return true;
 }
 
-/* Tells the return of the call that a thread made before the one in @ev. */
-static void report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+/*
+ * exits=entry leaves a call's value where the thread's next page fault or interrupt
+ * destroys it. A new program faults at every third call or so, a thread that runs for
+ * some time at next to none: so a thread's first calls leave by SYSRET, which tells, and
+ * so do those after a value was lost. 32 keeps the unknown below 1 in 32 of the calls.
+ */
+static unsigned short settle = 32;
+module_param(settle, ushort, 0644);
+MODULE_PARM_DESC(settle, "with exits=entry, calls of a new thread, and after a lost return value, whose SYSRET traps");
+
+/*
+ * Tells the return of the call that a thread made before the one in @ev.
+ *
+ * Return: the value is known.
+ */
+static bool report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 			    struct frail_call *call, const struct frail_event *ev)
 {
 	const struct frail_layout *l = layout_of(vm, vcpu, lstar);
@@ -241,15 +255,17 @@ static void report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
 		.pid = ev->pid,
 		.tgid = ev->tgid,
 	};
+	bool known = l && saved_return(vcpu, l, call, &exit.ret);
 
-	memcpy(exit.comm, ev->comm, sizeof(exit.comm));
-	if (l && saved_return(vcpu, l, call, &exit.ret)) {
+	if (known) {
 		exit.flags |= FRAIL_EVENT_RET;
 		fv->rets_known++;
 	} else {
 		fv->rets_unknown++;
 	}
+	memcpy(exit.comm, ev->comm, sizeof(exit.comm));
 	trace_guest_sys_exit(&exit);
+	return known;
 }
 
 /**
@@ -261,15 +277,17 @@ static void report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
  *
  * Tells how the thread's call before it returned, if that is still to be told, and
  * remembers this one.
+ *
+ * Return: its SYSRET shall trap, for what is deferred would be lost too often.
  */
-void frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      const struct frail_event *ev)
 {
-	struct frail_call before = {}, *c;
+	struct frail_call before = { .settle = READ_ONCE(settle) }, *c;
 	struct frail_bucket *b;
 
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
-		return;
+		return false;
 	b = call_bucket(vm, ev->task);
 	spin_lock(&b->lock);
 	c = find_call(b, ev->task);
@@ -279,8 +297,8 @@ void frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 	spin_unlock(&b->lock);
 
 	/* Guest memory cannot be read under the lock; a thread makes one call at a time. */
-	if (before.pending)
-		report_deferred(vm, vcpu, lstar, &before, ev);
+	if (before.pending && !report_deferred(vm, vcpu, lstar, &before, ev))
+		before.settle = READ_ONCE(settle);
 
 	spin_lock(&b->lock);
 	c = find_call(b, ev->task) ?: new_call(b);
@@ -293,8 +311,10 @@ void frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		.ip = ev->ip,
 		.sp = ev->sp,
 		.regs = before.regs,
+		.settle = before.settle ? before.settle - 1 : 0,
 	};
 	spin_unlock(&b->lock);
+	return before.settle;
 }
 
 /**

@@ -47,8 +47,10 @@ static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
  * @ip: user address after the instruction, 0 if not known
  * @sp: user stack pointer
  * @lstar: the vCPU's LSTAR
+ *
+ * Return: somebody who listens needs the call's SYSRET to trap.
  */
-void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
+bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 			unsigned long ip, unsigned long sp, u64 lstar)
 {
 	unsigned long *r = vcpu->arch.regs;
@@ -60,16 +62,17 @@ void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 		.ip = ip,
 		.sp = sp,
 	};
+	bool settling;
 
 	vm->vcpus[vcpu->vcpu_idx].enters++;
 	if (READ_ONCE(vm->state) != FRAIL_ARMED)
-		return;
+		return false;
 	if (unlikely(lstar != READ_ONCE(vm->lstar)))
 		frail_vm_new_kernel(vm, vcpu, lstar);
 	if (kvmsym.intel && unlikely(lstar != vm->vcpus[vcpu->vcpu_idx].entries_of))
 		frail_vmx_follow(vm, vcpu);
 	if (!trace_guest_sys_enter_enabled() && !trace_guest_sys_exit_enabled())
-		return;
+		return false;
 
 	fill_common(vm, vcpu, &ev, lstar);
 	if (insn == FRAIL_INSN_SYSCALL64) {
@@ -82,8 +85,9 @@ void frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 	} else {
 		fill_args32(vcpu, &ev);
 	}
-	frail_call_enter(vm, vcpu, lstar, &ev);
+	settling = frail_call_enter(vm, vcpu, lstar, &ev);
 	trace_guest_sys_enter(&ev);
+	return settling;
 }
 
 /**
