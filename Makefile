@@ -15,9 +15,9 @@ RUN ?= .
 # The lab's host: bookworm, trixie, sid or debug. Some shells have a variable of that
 # name, so only the command line counts.
 HOST := bookworm
-# The lab's own limits; an emulated host is slow.
-LAB_TIMEOUT ?= 20m
-TEST_TIMEOUT ?= 18m
+# The lab's own limits; an emulated host is slow, with a debug kernel more so.
+LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,20m)
+TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,18m)
 
 B := build
 # What the lab's host sees at /frail.
