@@ -12,12 +12,17 @@ RELEASE ?=
 KO ?= kmod/frail.ko
 # Of make lab-test: the tests to run, as a regular expression.
 RUN ?= .
-# The lab's own limits; an emulated host is slow.
-LAB_TIMEOUT ?= 20m
-TEST_TIMEOUT ?= 18m
+# The lab's host: bookworm, trixie, sid or debug. Some shells have a variable of that
+# name, so only the command line counts.
+HOST := bookworm
+# The lab's own limits; an emulated host is slow, with a debug kernel more so.
+LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,20m)
+TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,18m)
 
 B := build
-LAB := $(GO) run ./lab/cmd/lab
+# What the lab's host sees at /frail.
+H := $B/hosts/$(HOST)
+LAB := $(GO) run ./lab/cmd/lab --host $(HOST)
 GOFILES := $(shell find . -name '*.go' -not -path './build/*')
 
 all: build kmod
@@ -60,28 +65,28 @@ install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PRE
 	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
 	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
 
-lab-image: deps ## build the lab host's image, if its inputs changed
+lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
 	@$(LAB) host-image >/dev/null
 
 lab-guest: deps ## build the lab's guest, if its inputs changed
-	@$(LAB) guest
+	@$(LAB) guest $B/guest
 
-lab-module: deps ## build frail.ko for the lab's host into build/lab
-	@$(LAB) module kmod $B/lab
+lab-module: deps ## build frail.ko for the lab's host into build/hosts
+	@$(LAB) module kmod $H/lab
 
-# All that the lab's host needs of this tree, in build/lab and build/guest.
+# All that the lab's host needs of this tree.
 lab-files: build lab-module
-	@$(LAB) guest >/dev/null
-	@rm -rf $B/lab/root
-	@$(MAKE) --no-print-directory -s install DESTDIR=$B/lab/root KO=$B/lab/frail.ko RELEASE=$$($(LAB) release)
-	@install -m 0755 lab/install.sh lab/demo.sh $B/lab/
-	@CGO_ENABLED=0 $(GO) build -o $B/lab/ ./lab/cmd/lab-guest
-	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $B/lab/e2e.test ./lab/e2e
+	@$(LAB) guest $H/guest >/dev/null
+	@rm -rf $H/lab/root
+	@$(MAKE) --no-print-directory -s install DESTDIR=$H/lab/root KO=$H/lab/frail.ko RELEASE=$$($(LAB) release)
+	@install -m 0755 lab/install.sh lab/demo.sh $H/lab/
+	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
+	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/e2e.test ./lab/e2e
 
-lab-shell: lab-files ## boot the lab's host with a root shell on this terminal
+lab-shell: lab-files ## boot the lab's host with a root shell on this terminal (HOST=name)
 	@$(LAB) shell
 
-lab-test: lab-files ## run the end-to-end tests on the lab's host (RUN=regexp)
+lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN=regexp)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 

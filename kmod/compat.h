@@ -62,8 +62,8 @@ static inline void frail_reg_set_dirty(struct kvm_vcpu *vcpu, int reg)
 	__set_bit(reg, frail_regs_dirty(vcpu));
 }
 
-/* KVM's injector of a fault that its page-table walker met. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+/* KVM's injector of a fault that its page-table walker met; Kbuild asks which. */
+#ifdef FRAIL_FAULT_FROM_HARDWARE
 #define FRAIL_INJECT_FAULT_SYMBOL(S)						\
 	S(void, __kvm_inject_emulated_page_fault, (struct kvm_vcpu *vcpu,	\
 		struct x86_exception *fault, bool from_hardware))

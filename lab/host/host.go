@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host boots the lab's emulated AMD host and runs commands on it.
+// Package host boots the lab's emulated AMD hosts and runs commands on it.
 package host
 
 import (
@@ -22,8 +22,10 @@ import (
 
 const (
 	// BootTimeout is how long a host may take to reach its first command; it
-	// takes 15 to 30 seconds on an idle machine.
-	BootTimeout = 3 * time.Minute
+	// takes 15 to 30 seconds on an idle machine. A debug host may take
+	// DebugBootTimeout.
+	BootTimeout      = 3 * time.Minute
+	DebugBootTimeout = 15 * time.Minute
 
 	// BootTries is how often a host that does not reach its first command is
 	// booted again: the emulator itself fails a boot now and then. A command
@@ -56,7 +58,8 @@ type Config struct {
 	// dmesg.log, libvirt/.
 	Results string
 
-	// CPUs and MemoryMiB are the host's size; 0 means 1 CPU and 4096 MiB. With
+	// CPUs and MemoryMiB are the host's size; 0 means 1 CPU and 4096 MiB, or
+	// 6144 MiB for a debug host, whose kernel keeps books on its memory. With
 	// two CPUs a guest that exits often (t-cpuid) stops answering after some
 	// 200,000 exits although frail.ko is not loaded, under QEMU 10.0; with one
 	// it does not. Guests may have as many vCPUs as they like.
@@ -75,6 +78,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = 4096
+		if c.Image.Debug {
+			c.MemoryMiB = 6144
+		}
 	}
 	if c.Log == nil {
 		c.Log = io.Discard
@@ -184,7 +190,11 @@ func runOnce(ctx context.Context, cfg Config, limit time.Duration, stdout, stder
 	}
 	fmt.Fprintln(cfg.Log, "lab: booting the host")
 
-	boot := time.NewTimer(BootTimeout)
+	bootTimeout := BootTimeout
+	if cfg.Image.Debug {
+		bootTimeout = DebugBootTimeout
+	}
+	boot := time.NewTimer(bootTimeout)
 	defer boot.Stop()
 	var over <-chan time.Time
 	poll := time.NewTicker(startPoll)
@@ -194,7 +204,7 @@ func runOnce(ctx context.Context, cfg Config, limit time.Duration, stdout, stder
 		case err := <-exited:
 			return finish(ctx, cfg, started, err, messages.String())
 		case <-boot.C:
-			cancel(fmt.Errorf("the host did not start within %v", BootTimeout))
+			cancel(fmt.Errorf("the host did not start within %v", bootTimeout))
 		case <-over:
 			cancel(fmt.Errorf("the host hangs: it did not end a command limited to %v", limit))
 		case <-poll.C:

@@ -45,19 +45,7 @@ func BuildEmulator(ctx context.Context, log io.Writer) (*Emulator, error) {
 	key.Add("packages", []byte(strings.Join(emulatorPackages, " ")))
 	dir, err := cache.Build(ctx, "emulator", key.String(), func(ctx context.Context, dir string) error {
 		fmt.Fprintf(log, "lab: fetching the emulator of Debian %s (about half a minute)\n", EmulatorSuite)
-		sources, err := aptSources(ctx, EmulatorSuite)
-		if err != nil {
-			return err
-		}
-		args := []string{
-			"--variant=extract", "--include=" + strings.Join(emulatorPackages, ","),
-			`--aptopt=Acquire::Languages "none"`,
-			"--dpkgopt=path-exclude=/usr/share/doc/*",
-			"--dpkgopt=path-exclude=/usr/share/man/*",
-			"--dpkgopt=path-exclude=/usr/share/locale/*",
-			EmulatorSuite, filepath.Join(dir, "root"),
-		}
-		return runLogged(exec.CommandContext(ctx, "mmdebstrap", append(args, sources...)...), log)
+		return installRoot(ctx, filepath.Join(dir, "root"), EmulatorSuite, "extract", emulatorPackages, log)
 	})
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -21,7 +22,7 @@ import (
 
 // Guest is a built guest.
 type Guest struct {
-	Kernel string // file: Debian's kernel, the same as the host's
+	Kernel string // file: the kernel of the host's Debian release
 	Initrd string // file: initramfs of busybox and the test programs
 }
 
@@ -54,7 +55,7 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 	if err := key.AddFS(guest.Sources); err != nil {
 		return nil, fmt.Errorf("read the guest's sources: %w", err)
 	}
-	dir, err := cache.Build(ctx, "guest", key.String(), func(ctx context.Context, dir string) error {
+	dir, err := cache.Build(ctx, "guest-"+h.Name, key.String(), func(ctx context.Context, dir string) error {
 		return fillGuest(ctx, dir, h, log)
 	})
 	if err != nil {
@@ -67,7 +68,7 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 }
 
 func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
-	fmt.Fprintln(log, "lab: building the guest")
+	fmt.Fprintln(log, "lab: building the guest of", h.Name)
 	tree := filepath.Join(dir, "tree")
 	for _, d := range []string{"bin", "dev", "lib"} {
 		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
@@ -79,7 +80,7 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 		perm     fs.FileMode
 	}{
 		{filepath.Join(h.Root, "bin/busybox"), "tree/bin/busybox", 0o755},
-		{h.Kernel, "vmlinuz", 0o644},
+		{filepath.Join(h.Root, "boot/vmlinuz-"+h.GuestRelease), "vmlinuz", 0o644},
 	} {
 		data, err := os.ReadFile(f.from)
 		if err != nil {
@@ -89,7 +90,7 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 			return err
 		}
 	}
-	modules := filepath.Join(h.Root, "lib/modules", h.Release)
+	modules := filepath.Join(h.Root, "lib/modules", h.GuestRelease)
 	builtin, err := os.ReadFile(filepath.Join(modules, "modules.builtin"))
 	if err != nil {
 		return err
@@ -98,7 +99,7 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 		if bytes.Contains(builtin, []byte("kernel/"+name+"\n")) {
 			continue
 		}
-		data, err := os.ReadFile(filepath.Join(modules, "kernel", name))
+		data, err := readModule(ctx, h, filepath.Join("kernel", name))
 		if err != nil {
 			return err
 		}
@@ -121,6 +122,21 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 		return err
 	}
 	return writeInitramfs(ctx, tree, filepath.Join(dir, "initramfs.cpio.gz"))
+}
+
+// readModule returns a module of the guest's kernel, which newer releases of
+// Debian compress.
+func readModule(ctx context.Context, h *Host, name string) ([]byte, error) {
+	path := filepath.Join(h.Root, "lib/modules", h.GuestRelease, name)
+	data, err := os.ReadFile(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return data, err
+	}
+	const xz = ".xz"
+	if data, err = os.ReadFile(path + xz); err != nil {
+		return nil, err
+	}
+	return unpack(ctx, xz, data)
 }
 
 // buildProgs compiles every progs/t-*.c into bin.

@@ -15,14 +15,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"frail/lab/cache"
 )
-
-// Suite is the Debian release of the lab's hosts.
-const Suite = "bookworm"
 
 // rootSize is the size of the host's file system, most of it free: the drive
 // is sparse and every boot starts from the same content.
@@ -39,78 +35,104 @@ var hostPackages = []string{
 //go:embed files
 var hostFiles embed.FS
 
-// Host is a built image of the emulated host.
+// Host is a built image of an emulated host.
 type Host struct {
+	Name    string // as BuildHost takes it
 	Root    string // directory: the host's root, for building modules in
 	Disk    string // file: the same as an ext4 file system
 	Kernel  string // file: the kernel to boot
 	Initrd  string // file: its initramfs
 	Release string // the kernel's release, as uname -r gives it
+	Debug   bool   // the kernel checks itself: slower, and needs more memory
+
+	// GuestRelease is the release of the kernel that its guests run, which is
+	// Debian's and in the root too.
+	GuestRelease string
 }
 
-// BuildHost returns the host's image, built first if the cache has none of
-// these inputs. Building needs root and takes about three minutes; progress
-// goes to log.
-func BuildHost(ctx context.Context, log io.Writer) (*Host, error) {
+// BuildHost returns the image of the host called name, one of HostNames, built
+// first if the cache has none of these inputs. Building needs root and takes
+// about three minutes, and the debug host's kernel more; progress goes to log.
+func BuildHost(ctx context.Context, name string, log io.Writer) (*Host, error) {
+	spec, ok := hosts[name]
+	if !ok {
+		return nil, fmt.Errorf("no host is called %q: want one of %s", name, strings.Join(HostNames(), ", "))
+	}
+	kernel := "" // directory of the packages of a kernel other than Debian's
+	if spec.debug {
+		var err error
+		if kernel, err = buildDebugKernel(ctx, spec.suite, log); err != nil {
+			return nil, err
+		}
+	}
 	key := cache.NewKey()
-	key.Add("suite", []byte(Suite))
+	key.Add("suite", []byte(spec.suite))
+	key.Add("kernel", []byte(filepath.Base(kernel)))
 	key.Add("size", []byte(rootSize))
 	key.Add("packages", []byte(strings.Join(hostPackages, " ")))
 	key.Add("modules", []byte(strings.Join(initrdModules, " ")))
 	if err := key.AddFS(hostFiles); err != nil {
 		return nil, fmt.Errorf("read the host's files: %w", err)
 	}
-	dir, err := cache.Build(ctx, "host", key.String(), func(ctx context.Context, dir string) error {
-		return fillHost(ctx, dir, log)
+	dir, err := cache.Build(ctx, "host-"+name, key.String(), func(ctx context.Context, dir string) error {
+		return fillHost(ctx, dir, spec.suite, kernel, log)
 	})
 	if err != nil {
 		return nil, err
 	}
-	kernels, err := filepath.Glob(filepath.Join(dir, "root/boot/vmlinuz-*"))
-	if err != nil || len(kernels) != 1 {
-		return nil, fmt.Errorf("host image %s: want one kernel, found %q", dir, kernels)
+	h := &Host{
+		Name: name, Root: filepath.Join(dir, "root"), Disk: filepath.Join(dir, "root.ext4"), Debug: spec.debug,
 	}
-	release := strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-")
-	return &Host{
-		Root:    filepath.Join(dir, "root"),
-		Disk:    filepath.Join(dir, "root.ext4"),
-		Kernel:  kernels[0],
-		Initrd:  filepath.Join(dir, "root/boot/initrd.img-"+release),
-		Release: release,
-	}, nil
+	if h.GuestRelease, err = findRelease(h.Root, debianKernel); err != nil {
+		return nil, fmt.Errorf("host image %s: %w", dir, err)
+	}
+	h.Release = h.GuestRelease
+	if spec.debug {
+		if h.Release, err = findRelease(h.Root, debugKernel); err != nil {
+			return nil, fmt.Errorf("host image %s: %w", dir, err)
+		}
+	}
+	h.Kernel = filepath.Join(h.Root, "boot/vmlinuz-"+h.Release)
+	h.Initrd = filepath.Join(h.Root, "boot/initrd.img-"+h.Release)
+	return h, nil
+}
+
+// findRelease returns the release of the only kernel in root whose release has
+// this suffix.
+func findRelease(root, suffix string) (string, error) {
+	kernels, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"+suffix))
+	if err != nil {
+		return "", err
+	}
+	if len(kernels) != 1 {
+		return "", fmt.Errorf("want one kernel %s, found %q", suffix, kernels)
+	}
+	return strings.TrimPrefix(filepath.Base(kernels[0]), "vmlinuz-"), nil
 }
 
 // initrdModules is all the host's initramfs must load to reach its root; the
 // default set takes an emulated CPU ten seconds to unpack.
 var initrdModules = []string{"virtio_pci", "virtio_blk", "ext4"}
 
-func fillHost(ctx context.Context, dir string, log io.Writer) error {
+func fillHost(ctx context.Context, dir, suite, kernel string, log io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: run it as root or with sudo")
 	}
 	root := filepath.Join(dir, "root")
-	sources, err := aptSources(ctx, Suite)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(log, "lab: building the host image (about 3 minutes): Debian %s, %d packages\n", Suite, len(hostPackages))
-	args := []string{
-		"--variant=minbase", "--include=" + strings.Join(hostPackages, ","),
-		`--aptopt=Acquire::Languages "none"`,
-		"--dpkgopt=path-exclude=/usr/share/doc/*",
-		"--dpkgopt=path-exclude=/usr/share/man/*",
-		"--dpkgopt=path-exclude=/usr/share/locale/*",
-		Suite, root,
-	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, sources...)...)
-	if err := runLogged(cmd, log); err != nil {
+	fmt.Fprintf(log, "lab: building the host image (about 3 minutes): Debian %s, %d packages\n", suite, len(hostPackages))
+	if err := installRoot(ctx, root, suite, "minbase", hostPackages, log); err != nil {
 		return err
 	}
 	if err := customize(root); err != nil {
 		return fmt.Errorf("write the host's files: %w", err)
 	}
+	if kernel != "" {
+		if err := installKernel(ctx, root, kernel, log); err != nil {
+			return fmt.Errorf("install the host's kernel: %w", err)
+		}
+	}
 	fmt.Fprintln(log, "lab: building the host's initramfs")
-	if err := inRoot(ctx, root, log, "update-initramfs", "-u"); err != nil {
+	if err := inRoot(ctx, root, log, "update-initramfs", "-u", "-k", "all"); err != nil {
 		return err
 	}
 	for _, unit := range hostMasked {
@@ -185,40 +207,6 @@ func customize(root string) error {
 		}
 	}
 	return nil
-}
-
-// aptSources returns sources for a Debian release at the mirrors this machine
-// was set up with. It is empty, which leaves mmdebstrap its default, when apt
-// knows none.
-func aptSources(ctx context.Context, suite string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets",
-		"--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages").Output()
-	if err != nil {
-		return nil, fmt.Errorf("ask apt for its sources: %w", err)
-	}
-	var sources []string
-	found := false
-	for line := range strings.Lines(string(out)) {
-		f := strings.Fields(line)
-		if len(f) != 4 || f[0] != "Debian" || f[2] != "main" {
-			continue
-		}
-		_, pocket, _ := strings.Cut(f[1], "-")
-		switch pocket {
-		case "":
-			found = true
-		case "updates", "security":
-			pocket = "-" + pocket
-		default:
-			continue
-		}
-		// Whatever release the machine runs, its mirror has the others.
-		sources = append(sources, fmt.Sprintf("deb %s %s%s main", f[3], suite, pocket))
-	}
-	if !found {
-		return nil, nil
-	}
-	return slices.Compact(sources), nil
 }
 
 // runLogged runs cmd; its output goes to log only if it fails.

@@ -57,7 +57,7 @@ func BuildSmall(ctx context.Context, h *Host, log io.Writer) (*Small, error) {
 	key.Add("init", smallInit)
 	key.Add("modules", []byte(strings.Join(smallModules, " ")))
 	key.Add("firmware", []byte(strings.Join(smallFirmware, " ")))
-	dir, err := cache.Build(ctx, "small", key.String(), func(ctx context.Context, dir string) error {
+	dir, err := cache.Build(ctx, "small-"+h.Name, key.String(), func(ctx context.Context, dir string) error {
 		return fillSmall(ctx, dir, h, log)
 	})
 	if err != nil {
@@ -67,7 +67,7 @@ func BuildSmall(ctx context.Context, h *Host, log io.Writer) (*Small, error) {
 }
 
 func fillSmall(ctx context.Context, dir string, h *Host, log io.Writer) error {
-	fmt.Fprintln(log, "lab: building the small host")
+	fmt.Fprintln(log, "lab: building the small host of", h.Name)
 	root, err := os.OpenRoot(h.Root)
 	if err != nil {
 		return err

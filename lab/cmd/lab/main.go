@@ -52,22 +52,23 @@ func main() {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "lab",
-		Short:         "Build the lab's images and run things on its emulated host",
+		Short:         "Build the lab's images and run things on its emulated hosts",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 	}
-	root.AddCommand(newHostImage(), newRelease(), newGuest(), newModule(), newRun(), newShell(), newSmall())
+	name := root.PersistentFlags().String("host", image.DefaultHost, "the host: "+strings.Join(image.HostNames(), ", "))
+	root.AddCommand(newHostImage(name), newRelease(name), newGuest(name), newModule(name), newRun(name), newShell(name), newSmall(name))
 	return root
 }
 
-func newHostImage() *cobra.Command {
+func newHostImage(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "host-image",
 		Short: "Build the host's image if its inputs changed, and print where it is",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			h, err := image.BuildHost(cmd.Context(), os.Stderr)
+			h, err := image.BuildHost(cmd.Context(), *name, os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -77,13 +78,13 @@ func newHostImage() *cobra.Command {
 	}
 }
 
-func newRelease() *cobra.Command {
+func newRelease(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "release",
 		Short: "Print the release of the host's kernel",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			h, err := image.BuildHost(cmd.Context(), os.Stderr)
+			h, err := image.BuildHost(cmd.Context(), *name, os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -93,13 +94,13 @@ func newRelease() *cobra.Command {
 	}
 }
 
-func newGuest() *cobra.Command {
+func newGuest(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "guest",
-		Short: "Build the guest if its inputs changed, put it into build/guest, and print where the cache has it",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			h, err := image.BuildHost(cmd.Context(), os.Stderr)
+		Use:   "guest OUTPUT-DIR",
+		Short: "Build the host's guest if its inputs changed, put a copy into a directory, and print where the cache has it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := image.BuildHost(cmd.Context(), *name, os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -107,7 +108,7 @@ func newGuest() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := g.Install(filepath.Join("build", "guest")); err != nil {
+			if err := g.Install(args[0]); err != nil {
 				return err
 			}
 			fmt.Println(filepath.Dir(g.Kernel))
@@ -116,13 +117,13 @@ func newGuest() *cobra.Command {
 	}
 }
 
-func newModule() *cobra.Command {
+func newModule(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "module SOURCE-DIR OUTPUT-DIR",
 		Short: "Build a kernel module for the host",
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			h, err := image.BuildHost(cmd.Context(), os.Stderr)
+			h, err := image.BuildHost(cmd.Context(), *name, os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -135,7 +136,7 @@ func newModule() *cobra.Command {
 	}
 }
 
-func newRun() *cobra.Command {
+func newRun(name *string) *cobra.Command {
 	var limit time.Duration
 	var results string
 	var cpus int
@@ -144,13 +145,12 @@ func newRun() *cobra.Command {
 		Short: "Boot the host, run a command on it as root, and return its exit status",
 		Long: `Boot the host, run a command on it as root, and return its exit status.
 
-The host sees the repository's build directory at /frail and a directory for
-results at /lab. With one argument, that is a shell script. The command's
+The host sees build/hosts/NAME at /frail and a directory for results at /lab. With one argument, that is a shell script. The command's
 output is streamed; the host's console, journal and kernel log are left in the
 results directory. Nothing the command does to the host's disk survives.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := prepare(cmd.Context(), results)
+			cfg, err := prepare(cmd.Context(), *name, results)
 			if err != nil {
 				return err
 			}
@@ -179,13 +179,13 @@ results directory. Nothing the command does to the host's disk survives.`,
 	return cmd
 }
 
-func newShell() *cobra.Command {
+func newShell(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "shell",
 		Short: "Boot the host with a root shell on this terminal (leave with poweroff, or Ctrl-A X)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := prepare(cmd.Context(), "")
+			cfg, err := prepare(cmd.Context(), *name, "")
 			if err != nil {
 				return err
 			}
@@ -196,9 +196,10 @@ func newShell() *cobra.Command {
 }
 
 // prepare builds the host's image if need be and returns how to boot it with
-// the build directory shared. An empty results means a new directory.
-func prepare(ctx context.Context, results string) (host.Config, error) {
-	img, err := image.BuildHost(ctx, os.Stderr)
+// its part of the build directory shared. An empty results means a new
+// directory.
+func prepare(ctx context.Context, name, results string) (host.Config, error) {
+	img, err := image.BuildHost(ctx, name, os.Stderr)
 	if err != nil {
 		return host.Config{}, err
 	}
@@ -210,22 +211,27 @@ func prepare(ctx context.Context, results string) (host.Config, error) {
 	if err != nil {
 		return host.Config{}, err
 	}
-	results, err = resultsDir(build, results)
+	share := filepath.Join(build, "hosts", name)
+	if err := os.MkdirAll(share, 0o755); err != nil {
+		return host.Config{}, fmt.Errorf("create the shared directory: %w", err)
+	}
+	results, err = resultsDir(build, name, results)
 	if err != nil {
 		return host.Config{}, err
 	}
-	return host.Config{Image: img, Emulator: emulator, Share: build, Results: results, Log: os.Stderr}, nil
+	return host.Config{Image: img, Emulator: emulator, Share: share, Results: results, Log: os.Stderr}, nil
 }
 
-// resultsDir creates a directory for a run's results, a new one below build if
-// results is empty, and returns its absolute path.
-func resultsDir(build, results string) (string, error) {
+// resultsDir creates a directory for the results of a run of the host called
+// name, a new one below build if results is empty, and returns its absolute
+// path.
+func resultsDir(build, name, results string) (string, error) {
 	if _, err := os.Stat("go.mod"); err != nil {
 		return "", fmt.Errorf("run lab in the repository's top directory: %w", err)
 	}
 	var err error
 	if results == "" {
-		results, err = newRunDir(filepath.Join(build, "lab", "runs"))
+		results, err = newRunDir(filepath.Join(build, "lab", "runs"), name)
 	} else {
 		err = os.MkdirAll(results, 0o755)
 	}
@@ -235,8 +241,9 @@ func resultsDir(build, results string) (string, error) {
 	return filepath.Abs(results)
 }
 
-// newRunDir creates a directory for one run's results and removes the oldest.
-func newRunDir(runs string) (string, error) {
+// newRunDir creates a directory for the results of one run of the host called
+// name, and removes the oldest.
+func newRunDir(runs, name string) (string, error) {
 	if err := os.MkdirAll(runs, 0o755); err != nil {
 		return "", err
 	}
@@ -251,7 +258,7 @@ func newRunDir(runs string) (string, error) {
 		}
 		entries = entries[1:]
 	}
-	return os.MkdirTemp(runs, time.Now().UTC().Format("20060102-150405-"))
+	return os.MkdirTemp(runs, time.Now().UTC().Format("20060102-150405-")+name+"-")
 }
 
 // quote returns args as one line for a shell.

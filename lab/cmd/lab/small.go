@@ -14,7 +14,7 @@ import (
 	"frail/lab/image"
 )
 
-func newSmall() *cobra.Command {
+func newSmall(name *string) *cobra.Command {
 	cfg := host.SmallConfig{Files: map[string]string{}, Log: os.Stderr}
 	var files []string
 	var results string
@@ -40,7 +40,7 @@ directory.`,
 			if len(args) > 1 {
 				cfg.Command = quote(args) + "\n"
 			}
-			h, err := image.BuildHost(cmd.Context(), os.Stderr)
+			h, err := image.BuildHost(cmd.Context(), *name, os.Stderr)
 			if err != nil {
 				return err
 			}
@@ -50,7 +50,7 @@ directory.`,
 			if cfg.Emulator, err = image.BuildEmulator(cmd.Context(), os.Stderr); err != nil {
 				return err
 			}
-			if cfg.Results, err = resultsDir("build", results); err != nil {
+			if cfg.Results, err = resultsDir("build", *name, results); err != nil {
 				return err
 			}
 			status, err := host.RunSmall(cmd.Context(), cfg, os.Stdout)

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// installRoot makes a Debian root directory of the release suite with the
+// packages and what they need. The variant is one of mmdebstrap's.
+func installRoot(ctx context.Context, root, suite, variant string, packages []string, log io.Writer) error {
+	sources, err := aptSources(ctx, suite)
+	if err != nil {
+		return err
+	}
+	args := []string{
+		"--variant=" + variant, "--include=" + strings.Join(packages, ","),
+		`--aptopt=Acquire::Languages "none"`,
+		"--dpkgopt=path-exclude=/usr/share/doc/*",
+		"--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*",
+	}
+	if suite == "sid" {
+		// A mirror's sid may be a frozen one, whose index is past its date.
+		args = append(args, `--aptopt=Acquire::Check-Valid-Until "false"`)
+	}
+	args = append(append(args, suite, root), sources...)
+	return runLogged(exec.CommandContext(ctx, "mmdebstrap", args...), log)
+}
+
+// aptSources returns sources for a Debian release at the mirrors this machine
+// was set up with. It is empty, which leaves mmdebstrap its default, when apt
+// knows none.
+func aptSources(ctx context.Context, suite string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets",
+		"--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ask apt for its sources: %w", err)
+	}
+	var sources []string
+	found := false
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		if len(f) != 4 || f[0] != "Debian" || f[2] != "main" {
+			continue
+		}
+		_, pocket, _ := strings.Cut(f[1], "-")
+		if suite == "sid" && pocket != "" {
+			continue // it has no pockets
+		}
+		switch pocket {
+		case "":
+			found = true
+		case "updates", "security":
+			pocket = "-" + pocket
+		default:
+			continue
+		}
+		// Whatever release the machine runs, its mirror has the others.
+		sources = append(sources, fmt.Sprintf("deb %s %s%s main", f[3], suite, pocket))
+	}
+	if !found {
+		return nil, nil
+	}
+	return slices.Compact(sources), nil
+}

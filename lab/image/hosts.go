@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"maps"
+	"slices"
+)
+
+// DefaultHost is the name of the host that the lab boots unless told otherwise.
+const DefaultHost = "bookworm"
+
+// hostSpec is what one of the lab's hosts differs from the others in.
+type hostSpec struct {
+	suite string // Debian release
+	debug bool   // its kernel is the debug kernel
+}
+
+// hosts are the lab's hosts by name.
+var hosts = map[string]hostSpec{
+	"bookworm": {suite: "bookworm"},
+	"trixie":   {suite: "trixie"},
+	"sid":      {suite: "sid"},
+	"debug":    {suite: "bookworm", debug: true},
+}
+
+// HostNames returns the names of the lab's hosts, sorted.
+func HostNames() []string { return slices.Sorted(maps.Keys(hosts)) }
