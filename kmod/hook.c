@@ -7,6 +7,9 @@
  * return to the function's caller in its place. TRAMP_INSTEAD's always do the latter
  * and call the rest themselves. No recursion check, no caller test: what KVM's
  * compiler made of the call (a jump, for one) does not matter.
+ *
+ * Trampolines are aligned: to newer kernels (CONFIG_DYNAMIC_FTRACE_WITH_JMP) the
+ * lowest bit of their address says that a jump, not a call, leads there.
  */
 #include <linux/ftrace.h>
 #include <linux/linkage.h>
@@ -35,6 +38,7 @@ asm(
 
 /* The hook runs first, with the same arguments; below zero means not ours. */
 #define TRAMP_FILTER(tramp, hook)						\
+"	.balign		16\n"							\
 "	.globl		" #tramp "\n"						\
 "	.type		" #tramp ", @function\n"				\
 #tramp ":\n"									\
@@ -60,6 +64,7 @@ TRAMP_FILTER(frail_tramp_queue_exception, frail_queue_exception)
 
 /* The hook, given the rest as third argument, runs in the function's place. */
 #define TRAMP_INSTEAD(tramp, hook)						\
+"	.balign		16\n"							\
 "	.globl		" #tramp "\n"						\
 "	.type		" #tramp ", @function\n"				\
 #tramp ":\n"									\

@@ -655,7 +655,7 @@ put_kvm:
 
 int frail_vms_init(void)
 {
-	free_queue = alloc_workqueue("frail", 0, 0);
+	free_queue = alloc_workqueue("frail", WQ_UNBOUND, 0);
 	return free_queue ? 0 : -ENOMEM;
 }
 

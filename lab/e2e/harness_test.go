@@ -28,8 +28,8 @@ import (
 // Everything here runs two emulated machines deep: what takes a second on
 // hardware may take a minute. A limit only ends a test that has failed.
 var (
-	bootLimit = slowness() * 3 * time.Minute
-	waitLimit = slowness() * 2 * time.Minute
+	bootLimit = slowness() * 6 * time.Minute
+	waitLimit = slowness() * 4 * time.Minute
 )
 
 // poll is how often a test looks whether what it waits for has come.

@@ -24,7 +24,7 @@ const (
 	// BootTimeout is how long a host may take to reach its first command; it
 	// takes 15 to 30 seconds on an idle machine. A debug host may take
 	// DebugBootTimeout.
-	BootTimeout      = 3 * time.Minute
+	BootTimeout      = 5 * time.Minute
 	DebugBootTimeout = 15 * time.Minute
 
 	// BootTries is how often a host that does not reach its first command is
