@@ -196,7 +196,7 @@ int frail_call_rest(struct kvm_vcpu *vcpu, u64 arg, unsigned long rest);
 enum frail_fetched frail_fetch(struct kvm_vcpu *vcpu, struct frail_insn_at *insn,
 			       struct frail_exception *e);
 bool frail_read_kernel(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len);
-bool frail_int80_gate(struct kvm_vcpu *vcpu, unsigned long *handler);
+int frail_int_gate(struct kvm_vcpu *vcpu, u8 vector, int cpl, unsigned long *handler);
 
 /* emulate.c */
 int frail_handle_ud(struct kvm_vcpu *vcpu);

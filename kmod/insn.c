@@ -96,25 +96,29 @@ bool frail_read_kernel(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int
 }
 
 /**
- * frail_int80_gate() - where INT 0x80 of user code leads
+ * frail_int_gate() - where an INT instruction leads
  * @vcpu: the vCPU, loaded, in long mode; may sleep
- * @handler: its handler's address, or NULL
+ * @vector: its operand
+ * @cpl: the privilege of the code that has it
+ * @handler: the handler's address, or NULL
  *
- * Return: the gate is there and open to user code.
+ * Return: 0, or the exception that the instruction raises: GP_VECTOR or NP_VECTOR.
  */
-bool frail_int80_gate(struct kvm_vcpu *vcpu, unsigned long *handler)
+int frail_int_gate(struct kvm_vcpu *vcpu, u8 vector, int cpl, unsigned long *handler)
 {
 	struct desc_ptr idt;
 	gate_desc gate;
 
 	kvmsym.ops->get_idt(vcpu, &idt);
-	if ((FRAIL_INT80 + 1) * sizeof(gate) - 1 > idt.size ||
-	    !frail_read_kernel(vcpu, idt.address + FRAIL_INT80 * sizeof(gate), &gate, sizeof(gate)) ||
-	    !gate.bits.p || gate.bits.dpl != 3)
-		return false;
+	if ((vector + 1) * sizeof(gate) - 1 > idt.size ||
+	    !frail_read_kernel(vcpu, idt.address + vector * sizeof(gate), &gate, sizeof(gate)) ||
+	    gate.bits.dpl < cpl)
+		return GP_VECTOR;
+	if (!gate.bits.p)
+		return NP_VECTOR;
 	if (handler)
 		*handler = gate_offset(&gate);
-	return true;
+	return 0;
 }
 
 /**

@@ -2,7 +2,7 @@
 /*
  * INT 0x80 on SVM: the hardware intercepts the guest's INT instructions, which KVM never
  * asks for and so has no handler of. One is put into the free place of its table; it
- * reports the call and has KVM deliver the interrupt as the hardware would have.
+ * reports the call and delivers the interrupt.
  *
  * AMD64 Architecture Programmer's Manual vol. 2, 15.9 and 15.20.
  */
@@ -10,8 +10,12 @@
 #include <linux/module.h>
 #include <linux/vmalloc.h>
 #include <asm/msr-index.h>
+#include <asm/processor-flags.h>
 
 #include "frail.h"
+
+/* Of a fault's error code: it names an entry of the IDT. */
+#define IDT_ERROR	2
 
 /* KVM's table of exit handlers; NULL where INT 0x80 cannot be trapped. */
 static void **handlers;
@@ -28,6 +32,29 @@ static struct vmcb *own_vmcb(struct kvm_vcpu *vcpu)
 }
 
 /*
+ * Delivers INT as the hardware would have: the gate is checked here, then RIP goes behind
+ * the instruction and the rest is an interrupt like others. KVM's own soft interrupts
+ * skip the instruction by decoding it again, which fails for vectors from 0x80 on where
+ * the CPU does not tell the next RIP (is_soft_int_instruction, up to 7.2).
+ */
+static void deliver(struct kvm_vcpu *vcpu, const struct frail_insn_at *insn)
+{
+	int fault = frail_int_gate(vcpu, insn->vector, kvmsym.ops->get_cpl(vcpu), NULL);
+
+	if (fault) {
+		kvmsym.kvm_queue_exception_e(vcpu, fault, insn->vector << 3 | IDT_ERROR);
+		return;
+	}
+	frail_set_rip(vcpu, insn->next);
+	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) & ~X86_EFLAGS_RF);
+	kvmsym.ops->set_interrupt_shadow(vcpu, 0);
+	vcpu->arch.interrupt.injected = true;
+	vcpu->arch.interrupt.soft = false;
+	vcpu->arch.interrupt.nr = insn->vector;
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
+
+/*
  * KVM's handler of SVM_EXIT_SWINT. Runs on the vCPU's thread, with kvm->srcu held for
  * reading. Returns what an exit handler returns.
  */
@@ -41,14 +68,11 @@ static int handle_swint(struct kvm_vcpu *vcpu)
 	if (frail_fetch(vcpu, &insn, &e) != FRAIL_FETCHED || insn.op != FRAIL_OP_INT)
 		return 1;
 	if (insn.vector == FRAIL_INT80 && vm && !frail_is_guest_mode(vcpu) && insn.user &&
-	    (vcpu->arch.efer & EFER_LMA) && frail_int80_gate(vcpu, NULL))
+	    !frail_int_gate(vcpu, FRAIL_INT80, 3, NULL))
 		frail_report_enter(vm, vcpu,
 				   insn.code64 ? FRAIL_INSN_INT80_64 : FRAIL_INSN_INT80_32,
 				   insn.next, frail_rsp(vcpu), frail_msr(vcpu, MSR_LSTAR));
-	vcpu->arch.interrupt.injected = true;
-	vcpu->arch.interrupt.soft = true;
-	vcpu->arch.interrupt.nr = insn.vector;
-	kvm_make_request(KVM_REQ_EVENT, vcpu);
+	deliver(vcpu, &insn);
 	return 1;
 }
 
@@ -94,7 +118,7 @@ void frail_svm_exit(void)
 /**
  * frail_svm_trap_int() - trap a vCPU's INT instructions, or do not any more
  * @vcpu: the vCPU, loaded and not in guest mode
- * @trap: which
+ * @trap: which; only in long mode, whose gates are known
  *
  * Return: they trap.
  */

@@ -109,9 +109,12 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 		vcpu->arch.efer |= EFER_SCE;
 	if (!ret && vm && !frail_is_guest_mode(vcpu)) {
 		vm->vcpus[vcpu->vcpu_idx].trapping = trap;
-		if (!kvmsym.intel)
-			frail_set_blind(vm, vcpu, frail_svm_trap_int(vcpu, trap) == trap ?
+		if (!kvmsym.intel) {
+			bool ints = trap && (efer & EFER_LMA);
+
+			frail_set_blind(vm, vcpu, frail_svm_trap_int(vcpu, ints) == ints ?
 						  0 : FRAIL_ENTRY_INT80);
+		}
 		/* A reset: the next kernel may come up at the same address. */
 		if ((old & EFER_SCE) && !(efer & EFER_SCE)) {
 			spin_lock(&vm->status_lock);

@@ -193,7 +193,7 @@ void frail_vmx_follow(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 		return;
 	/* Another kernel's, or none that has come so far. */
 	if (lstar && lstar == READ_ONCE(vm->lstar)) {
-		if (!frail_int80_gate(vcpu, &fv->bp[BP_INT80]))
+		if (frail_int_gate(vcpu, FRAIL_INT80, 3, &fv->bp[BP_INT80]))
 			fv->bp[BP_INT80] = 0;
 		fv->bp[BP_SYSENTER] = frail_msr(vcpu, MSR_IA32_SYSENTER_CS) & 0xfffc ?
 			frail_msr(vcpu, MSR_IA32_SYSENTER_EIP) : 0;
