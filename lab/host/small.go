@@ -5,6 +5,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,10 +19,13 @@ import (
 )
 
 // SmallConfig describes a small host to boot and what runs on it. Image,
-// Emulator and Results are required.
+// Results and one of Emulator and Bochs are required.
 type SmallConfig struct {
-	Image    *image.Small
+	Image *image.Small
+
+	// Emulator makes it an AMD host, Bochs an Intel host.
 	Emulator *image.Emulator
+	Bochs    *image.Bochs
 
 	// Files has files and directories of this machine by what they are called
 	// on the host below /frail.
@@ -52,7 +56,7 @@ const SmallBootTimeout = 5 * time.Minute
 
 // smallCmdline is the small host's kernel command line. A panic stays on the
 // console, where it is seen whichever emulator runs: Bochs would boot again.
-const smallCmdline = "console=ttyS0 mitigations=off panic=0 oops=panic nowatchdog loglevel=5 "
+const smallCmdline = "console=ttyS0 mitigations=off panic=0 oops=panic nowatchdog cryptomgr.notests loglevel=5 "
 
 // RunSmall boots a small host, runs the command on it, copies its output to
 // out as it comes, and returns its exit status. An error means that there is
@@ -65,6 +69,9 @@ func RunSmall(ctx context.Context, cfg SmallConfig, out io.Writer) (int, error) 
 	if cfg.Log == nil {
 		cfg.Log = io.Discard
 	}
+	if cfg.Icount && cfg.Emulator == nil {
+		return 0, errors.New("count instructions: only the AMD host's emulator can")
+	}
 	dir, err := os.MkdirTemp("", "frail-small-")
 	if err != nil {
 		return 0, fmt.Errorf("create the host's files: %w", err)
@@ -74,7 +81,16 @@ func RunSmall(ctx context.Context, cfg SmallConfig, out io.Writer) (int, error) 
 	if err := writeSmallInitrd(ctx, cfg, initrd); err != nil {
 		return 0, fmt.Errorf("write the host's initramfs: %w", err)
 	}
-	command := func(ctx context.Context) *exec.Cmd { return cfg.qemu(ctx, initrd) }
+	command := func(ctx context.Context) (*exec.Cmd, error) { return cfg.qemu(ctx, initrd), nil }
+	if cfg.Bochs != nil {
+		disc := filepath.Join(dir, "disc")
+		if err := cfg.Bochs.WriteDisc(ctx, disc, cfg.Image, initrd, smallCmdline+"tsc=reliable"); err != nil {
+			return 0, err
+		}
+		command = func(ctx context.Context) (*exec.Cmd, error) {
+			return cfg.Bochs.Command(ctx, dir, disc, cfg.MemoryMiB, consoleFile, portFile)
+		}
+	}
 	for try := 1; ; try++ {
 		status, begun, err := runSmallOnce(ctx, cfg, command, out)
 		if err == nil || begun || try == BootTries || ctx.Err() != nil {
@@ -100,6 +116,13 @@ func (c SmallConfig) qemu(ctx context.Context, initrd string) *exec.Cmd {
 		"-machine", "q35", "-cpu", "EPYC,+svm,+npt", "-smp", "1", "-m", strconv.Itoa(c.MemoryMiB),
 		"-kernel", c.Image.Kernel, "-initrd", initrd, "-append", smallCmdline+tsc,
 		"-serial", "file:"+consoleFile, "-serial", "file:"+portFile)...)
+}
+
+// lastLines returns the end of an emulator's messages, of which some have many.
+func lastLines(messages string) string {
+	const lines = 6
+	all := strings.Split(strings.TrimSpace(messages), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // writeSmallInitrd writes the image's initramfs and the files of this run.
@@ -153,10 +176,13 @@ func copyTo(dst, src string) error {
 	return os.WriteFile(dst, data, info.Mode().Perm())
 }
 
-func runSmallOnce(ctx context.Context, cfg SmallConfig, command func(context.Context) *exec.Cmd, out io.Writer) (status int, begun bool, err error) {
+func runSmallOnce(ctx context.Context, cfg SmallConfig, command func(context.Context) (*exec.Cmd, error), out io.Writer) (status int, begun bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	cmd := command(ctx)
+	cmd, err := command(ctx)
+	if err != nil {
+		return 0, false, err
+	}
 	var messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &messages, &messages
 
@@ -236,7 +262,7 @@ func runSmallOnce(ctx context.Context, cfg SmallConfig, command func(context.Con
 			case exit != nil:
 				end.err = fmt.Errorf("%w: %w", end.err, exit)
 			}
-			return 0, begun, fmt.Errorf("%w %s", end.err, strings.TrimSpace(messages.String()))
+			return 0, begun, fmt.Errorf("%w: %s", end.err, lastLines(messages.String()))
 		}
 	}
 }

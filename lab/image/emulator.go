@@ -40,15 +40,25 @@ func (e *Emulator) Command(ctx context.Context, args ...string) *exec.Cmd {
 // BuildEmulator returns the lab's emulator, whose files are unpacked into the
 // cache first if it does not have them.
 func BuildEmulator(ctx context.Context, log io.Writer) (*Emulator, error) {
-	key := cache.NewKey()
-	key.Add("suite", []byte(EmulatorSuite))
-	key.Add("packages", []byte(strings.Join(emulatorPackages, " ")))
-	dir, err := cache.Build(ctx, "emulator", key.String(), func(ctx context.Context, dir string) error {
-		fmt.Fprintf(log, "lab: fetching the emulator of Debian %s (about half a minute)\n", EmulatorSuite)
-		return installRoot(ctx, filepath.Join(dir, "root"), EmulatorSuite, "extract", emulatorPackages, log)
-	})
+	root, err := unpackPackages(ctx, "emulator", EmulatorSuite, emulatorPackages, log)
 	if err != nil {
 		return nil, err
 	}
-	return &Emulator{filepath.Join(dir, "root")}, nil
+	return &Emulator{root}, nil
+}
+
+// unpackPackages returns a directory of the cache with these packages of a
+// Debian release and all they depend on, unpacked, not configured.
+func unpackPackages(ctx context.Context, name, suite string, packages []string, log io.Writer) (string, error) {
+	key := cache.NewKey()
+	key.Add("suite", []byte(suite))
+	key.Add("packages", []byte(strings.Join(packages, " ")))
+	dir, err := cache.Build(ctx, name, key.String(), func(ctx context.Context, dir string) error {
+		fmt.Fprintf(log, "lab: fetching %s of Debian %s (about a minute)\n", name, suite)
+		return installRoot(ctx, filepath.Join(dir, "root"), suite, "extract", packages, log)
+	})
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "root"), nil
 }

@@ -26,12 +26,18 @@ import (
 // whole host is too slow (Bochs), and does nothing of its own where that would
 // be counted (instruction counts).
 type Small struct {
-	Kernel string // file: the host's kernel
-	Initrd string // file: the initramfs, to which the files of a run are appended
+	Kernel    string // file: the host's kernel, uncompressed
+	Multiboot string // file: the same for a multiboot loader
+	Initrd    string // file: the initramfs, to which the files of a run are appended
 }
 
-//go:embed small/init
-var smallInit []byte
+var (
+	//go:embed small/init
+	smallInit []byte
+
+	//go:embed small/boot.c
+	bootSource []byte
+)
 
 // smallModules are the kernel modules a small host can load, with all they
 // depend on.
@@ -55,6 +61,8 @@ func BuildSmall(ctx context.Context, h *Host, log io.Writer) (*Small, error) {
 	key := cache.NewKey()
 	key.Add("host", []byte(filepath.Base(filepath.Dir(h.Root))))
 	key.Add("init", smallInit)
+	key.Add("boot", bootSource)
+	key.Add("flags", []byte(strings.Join(bootFlags, " ")))
 	key.Add("modules", []byte(strings.Join(smallModules, " ")))
 	key.Add("firmware", []byte(strings.Join(smallFirmware, " ")))
 	dir, err := cache.Build(ctx, "small-"+h.Name, key.String(), func(ctx context.Context, dir string) error {
@@ -63,11 +71,21 @@ func BuildSmall(ctx context.Context, h *Host, log io.Writer) (*Small, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Small{Kernel: h.Kernel, Initrd: filepath.Join(dir, "initramfs.cpio")}, nil
+	return &Small{
+		Kernel:    filepath.Join(dir, "vmlinux"),
+		Multiboot: filepath.Join(dir, "vmlinux.multiboot"),
+		Initrd:    filepath.Join(dir, "initramfs.cpio"),
+	}, nil
 }
 
 func fillSmall(ctx context.Context, dir string, h *Host, log io.Writer) error {
 	fmt.Fprintln(log, "lab: building the small host of", h.Name)
+	if err := writeUnpacked(ctx, filepath.Join(dir, "vmlinux"), h.Kernel); err != nil {
+		return err
+	}
+	if err := writeMultiboot(ctx, filepath.Join(dir, "vmlinux.multiboot"), h.Kernel, log); err != nil {
+		return err
+	}
 	root, err := os.OpenRoot(h.Root)
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 func newSmall(name *string) *cobra.Command {
 	cfg := host.SmallConfig{Files: map[string]string{}, Log: os.Stderr}
 	var files []string
-	var results string
+	var vendor, results string
 	cmd := &cobra.Command{
 		Use:   "small [flags] -- COMMAND [ARGUMENT...]",
 		Short: "Boot the small host, run a command on it, and return its exit status",
@@ -47,7 +47,15 @@ directory.`,
 			if cfg.Image, err = image.BuildSmall(cmd.Context(), h, os.Stderr); err != nil {
 				return err
 			}
-			if cfg.Emulator, err = image.BuildEmulator(cmd.Context(), os.Stderr); err != nil {
+			switch vendor {
+			case "amd":
+				cfg.Emulator, err = image.BuildEmulator(cmd.Context(), os.Stderr)
+			case "intel":
+				cfg.Bochs, err = image.BuildBochs(cmd.Context(), os.Stderr)
+			default:
+				err = fmt.Errorf("parse --vendor %s: want amd or intel", vendor)
+			}
+			if err != nil {
 				return err
 			}
 			if cfg.Results, err = resultsDir("build", *name, results); err != nil {
@@ -64,6 +72,7 @@ directory.`,
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&vendor, "vendor", "amd", "the host's CPU: amd (under QEMU) or intel (under Bochs)")
 	cmd.Flags().StringArrayVar(&files, "file", nil, "put file or directory SOURCE on the host as /frail/NAME (SOURCE=NAME)")
 	cmd.Flags().DurationVar(&cfg.Limit, "timeout", 10*time.Minute, "end the host if the command takes longer")
 	cmd.Flags().BoolVar(&cfg.Icount, "icount", false, "count instructions: one takes one nanosecond of the host's time")
