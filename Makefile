@@ -75,8 +75,9 @@ lab-files: build lab-module
 	@rm -rf $B/lab/root
 	@$(MAKE) --no-print-directory -s install DESTDIR=$B/lab/root KO=$B/lab/frail.ko RELEASE=$$($(LAB) release)
 	@install -m 0755 lab/install.sh lab/demo.sh $B/lab/
-	@CGO_ENABLED=0 $(GO) build -o $B/lab/ ./lab/cmd/lab-guest
+	@CGO_ENABLED=0 $(GO) build -o $B/lab/ ./lab/cmd/lab-guest ./lab/cmd/lab-truth
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $B/lab/e2e.test ./lab/e2e
+	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $B/lab/proof.test ./lab/proof
 
 lab-shell: lab-files ## boot the lab's host with a root shell on this terminal
 	@$(LAB) shell
@@ -84,6 +85,10 @@ lab-shell: lab-files ## boot the lab's host with a root shell on this terminal
 lab-test: lab-files ## run the end-to-end tests on the lab's host (RUN=regexp)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
+
+lab-proof: lab-files ## compare guests' own records of their calls with the host's, on the lab's host (RUN=regexp)
+	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
+		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 
 bench: deps ## print what the analysis of call sequences costs and detects
 	@sh tracer/bench.sh
@@ -96,4 +101,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files lab-shell lab-test bench demo
+	lab-image lab-guest lab-module lab-files lab-shell lab-test lab-proof bench demo
