@@ -39,8 +39,17 @@ static struct vmcb *own_vmcb(struct kvm_vcpu *vcpu)
  */
 static void deliver(struct kvm_vcpu *vcpu, const struct frail_insn_at *insn)
 {
-	int fault = frail_int_gate(vcpu, insn->vector, kvmsym.ops->get_cpl(vcpu), NULL);
+	int fault;
 
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+	vcpu->arch.interrupt.nr = insn->vector;
+	/* On the way into long mode, or out of it: other gates, and no system calls. */
+	if (!(vcpu->arch.efer & EFER_LMA)) {
+		vcpu->arch.interrupt.soft = true;
+		vcpu->arch.interrupt.injected = true;
+		return;
+	}
+	fault = frail_int_gate(vcpu, insn->vector, kvmsym.ops->get_cpl(vcpu), NULL);
 	if (fault) {
 		kvmsym.kvm_queue_exception_e(vcpu, fault, insn->vector << 3 | IDT_ERROR);
 		return;
@@ -48,10 +57,8 @@ static void deliver(struct kvm_vcpu *vcpu, const struct frail_insn_at *insn)
 	frail_set_rip(vcpu, insn->next);
 	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) & ~X86_EFLAGS_RF);
 	kvmsym.ops->set_interrupt_shadow(vcpu, 0);
-	vcpu->arch.interrupt.injected = true;
 	vcpu->arch.interrupt.soft = false;
-	vcpu->arch.interrupt.nr = insn->vector;
-	kvm_make_request(KVM_REQ_EVENT, vcpu);
+	vcpu->arch.interrupt.injected = true;
 }
 
 /*
@@ -68,7 +75,7 @@ static int handle_swint(struct kvm_vcpu *vcpu)
 	if (frail_fetch(vcpu, &insn, &e) != FRAIL_FETCHED || insn.op != FRAIL_OP_INT)
 		return 1;
 	if (insn.vector == FRAIL_INT80 && vm && !frail_is_guest_mode(vcpu) && insn.user &&
-	    !frail_int_gate(vcpu, FRAIL_INT80, 3, NULL))
+	    (vcpu->arch.efer & EFER_LMA) && !frail_int_gate(vcpu, FRAIL_INT80, 3, NULL))
 		frail_report_enter(vm, vcpu,
 				   insn.code64 ? FRAIL_INSN_INT80_64 : FRAIL_INSN_INT80_32,
 				   insn.next, frail_rsp(vcpu), frail_msr(vcpu, MSR_LSTAR));
@@ -118,7 +125,7 @@ void frail_svm_exit(void)
 /**
  * frail_svm_trap_int() - trap a vCPU's INT instructions, or do not any more
  * @vcpu: the vCPU, loaded and not in guest mode
- * @trap: which; only in long mode, whose gates are known
+ * @trap: which; for a vCPU that is in long mode or about to be
  *
  * Return: they trap.
  */

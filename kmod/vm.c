@@ -110,7 +110,7 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 	if (!ret && vm && !frail_is_guest_mode(vcpu)) {
 		vm->vcpus[vcpu->vcpu_idx].trapping = trap;
 		if (!kvmsym.intel) {
-			bool ints = trap && (efer & EFER_LMA);
+			bool ints = trap && (efer & (EFER_LME | EFER_LMA));
 
 			frail_set_blind(vm, vcpu, frail_svm_trap_int(vcpu, ints) == ints ?
 						  0 : FRAIL_ENTRY_INT80);
