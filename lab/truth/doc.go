@@ -25,7 +25,10 @@
 // The guest records what the kernel's function returned. A return that the
 // host claims to know must be that. Not every call has one to know:
 //
-//   - exit and exit_group do not return; rt_sigreturn's is another call's.
+//   - exit and exit_group do not return. rt_sigreturn ends with the registers that
+//     the signal came in: a host that sees it end has their ax as its value, as the
+//     guest's record does, which has it under no call's number. It is compared and
+//     not counted.
 //   - A call that a signal interrupts returns -512 to -516 to the kernel's own
 //     exit path, which runs it again or returns -EINTR. The program sees none
 //     of these, so the host must not claim any.
