@@ -80,8 +80,9 @@ lab-files: build lab-module
 	@rm -rf $H/lab/root
 	@$(MAKE) --no-print-directory -s install DESTDIR=$H/lab/root KO=$H/lab/frail.ko RELEASE=$$($(LAB) release)
 	@install -m 0755 lab/install.sh lab/demo.sh $H/lab/
-	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
+	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest ./lab/cmd/lab-truth
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/e2e.test ./lab/e2e
+	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
 
 lab-shell: lab-files ## boot the lab's host with a root shell on this terminal (HOST=name)
 	@$(LAB) shell
@@ -89,6 +90,10 @@ lab-shell: lab-files ## boot the lab's host with a root shell on this terminal (
 lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN=regexp)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
+
+lab-proof: lab-files ## compare guests' own records of their calls with the host's, on the lab's host (RUN=regexp)
+	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
+		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 
 bench: deps ## print what the analysis of call sequences costs and detects
 	@sh tracer/bench.sh
@@ -101,4 +106,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files lab-shell lab-test bench demo
+	lab-image lab-guest lab-module lab-files lab-shell lab-test lab-proof bench demo
