@@ -15,6 +15,10 @@ RUN ?= .
 # The lab's host: bookworm, trixie, sid or debug. Some shells have a variable of that
 # name, so only the command line counts.
 HOST := bookworm
+# Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
+VENDOR := amd
+PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,.)
+PROOF_TIMEOUT ?= 60m
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,20m)
 TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,18m)
@@ -75,14 +79,12 @@ lab-module: deps ## build frail.ko for the lab's host into build/hosts
 	@$(LAB) module kmod $H/lab
 
 # All that the lab's host needs of this tree.
-lab-files: build lab-module
-	@$(LAB) guest $H/guest >/dev/null
+lab-files: build small-files
 	@rm -rf $H/lab/root
 	@$(MAKE) --no-print-directory -s install DESTDIR=$H/lab/root KO=$H/lab/frail.ko RELEASE=$$($(LAB) release)
 	@install -m 0755 lab/install.sh lab/demo.sh $H/lab/
-	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest ./lab/cmd/lab-truth ./lab/cmd/lab-cost
+	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/e2e.test ./lab/e2e
-	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
 
 lab-shell: lab-files ## boot the lab's host with a root shell on this terminal (HOST=name)
 	@$(LAB) shell
@@ -91,9 +93,20 @@ lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 
-lab-proof: lab-files ## compare guests' own records of their calls with the host's, on the lab's host (RUN=regexp)
-	@$(LAB) run --timeout $(LAB_TIMEOUT) -- \
-		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
+# The small host gets these of this tree, at the places where the lab's host has them.
+SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --file $H/guest=guest --file $H/lab/frail.ko=lab/frail.ko
+
+small-files: lab-module
+	@$(LAB) guest $H/guest >/dev/null
+	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-truth ./lab/cmd/lab-cost
+	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
+
+lab-proof: small-files ## compare guests' own records of their calls with the host's (HOST=name VENDOR=amd|intel PROOF=regexp)
+	@$(SMALL) --memory 2048 --file $H/lab/proof.test=lab/proof.test -- \
+		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run "$(PROOF)"'
+
+lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
+	@$(SMALL) --icount --memory 2048 --file $H/lab/lab-cost=lab/lab-cost -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
 bench: deps ## print what the analysis of call sequences costs and detects
 	@sh tracer/bench.sh
@@ -106,4 +119,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files lab-shell lab-test lab-proof bench demo
+	lab-image lab-guest lab-module lab-files small-files lab-shell lab-test lab-proof lab-cost bench demo

@@ -9,19 +9,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"frail/lab/kmsg"
 	"frail/lab/vm"
 )
 
@@ -63,67 +60,19 @@ func testContext(t *testing.T, limit time.Duration) context.Context {
 // running.
 func begin(t *testing.T) {
 	t.Helper()
-	kmsg := openKmsg(t)
+	kernel, err := kmsg.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		for _, line := range kmsg() {
+		defer kernel.Close()
+		for _, line := range kernel.Warnings() {
 			t.Errorf("the host's kernel warns: %s", line)
 		}
 		if out, err := exec.Command("systemctl", "is-active", "fraild.service").CombinedOutput(); err != nil {
 			t.Errorf("fraild is %s at the end of the test", bytes.TrimSpace(out))
 		}
 	})
-}
-
-// harmless are warnings of an emulated host that runs plain guests without
-// Frail: its clock is slow and its guests try MSRs that it does not have.
-var harmless = regexp.MustCompile(strings.Join([]string{
-	`^hrtimer: interrupt took `,
-	`^kvm: SMP vm created on host with unstable TSC`,
-	`^(kvm: )?kvm \[\d+\]: vcpu\d+, guest rIP: 0x[0-9a-f]+ Unhandled (WR|RD)MSR`,
-	`^clocksource: `,
-	`^Clocksource `,
-}, "|"))
-
-// openKmsg returns a function that returns the kernel's messages of level
-// warning and worse since openKmsg was called.
-func openKmsg(t *testing.T) func() []string {
-	t.Helper()
-	fd, err := syscall.Open("/dev/kmsg", syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("open the kernel's log: %v", err)
-	}
-	if _, err := syscall.Seek(fd, 0, 2); err != nil {
-		t.Fatalf("seek the kernel's log: %v", err)
-	}
-	return func() []string {
-		defer syscall.Close(fd)
-		var bad []string
-		buf := make([]byte, 8192)
-		for {
-			n, err := syscall.Read(fd, buf)
-			switch {
-			case errors.Is(err, syscall.EAGAIN):
-				return bad
-			case errors.Is(err, syscall.EPIPE):
-				bad = append(bad, "(messages were overwritten before they could be read)")
-				continue
-			case err != nil:
-				return append(bad, fmt.Sprintf("(read the kernel's log: %v)", err))
-			}
-			head, text, _ := strings.Cut(string(buf[:n]), ";")
-			prio, _, _ := strings.Cut(head, ",")
-			level, err := strconv.Atoi(prio)
-			const levels, warning = 8, 4
-			// Facility 0 is the kernel; systemd writes here too.
-			if err != nil || level/levels != 0 || level%levels > warning {
-				continue
-			}
-			text, _, _ = strings.Cut(text, "\n")
-			if !harmless.MatchString(text) {
-				bad = append(bad, text)
-			}
-		}
-	}
 }
 
 // guestConfig changes a guest before it is defined.

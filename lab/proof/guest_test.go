@@ -15,11 +15,12 @@ import (
 	"time"
 
 	"frail/lab/direct"
+	"frail/lab/kmsg"
 )
 
 var (
-	kernel = flag.String("kernel", "", "the guest's kernel")
-	initrd = flag.String("initrd", "", "the guest's initramfs")
+	kernel = flag.String("kernel", "/frail/guest/vmlinuz", "the guest's kernel")
+	initrd = flag.String("initrd", "/frail/guest/initramfs.cpio.gz", "the guest's initramfs")
 	limit  = flag.Duration("limit", 10*time.Minute, "how long one guest may take")
 )
 
@@ -27,6 +28,22 @@ var (
 func guest(cfg direct.Config) direct.Config {
 	cfg.Kernel, cfg.Initrd = *kernel, *initrd
 	return cfg
+}
+
+// TestMain fails if the host's kernel had anything to warn of.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	log, err := kmsg.Open()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	for _, line := range log.Warnings() {
+		fmt.Fprintln(os.Stderr, "the host's kernel warns:", line)
+		status = 1
+	}
+	os.Exit(status)
 }
 
 // testContext is done when the test is, or when one guest has taken too long.

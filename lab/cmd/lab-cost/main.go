@@ -69,8 +69,8 @@ func newRoot() *cobra.Command {
 			return measure(ctx, cfg, module)
 		},
 	}
-	cmd.Flags().StringVar(&cfg.Kernel, "kernel", "", "the guest's kernel")
-	cmd.Flags().StringVar(&cfg.Initrd, "initrd", "", "the guest's initramfs")
+	cmd.Flags().StringVar(&cfg.Kernel, "kernel", "/frail/guest/vmlinuz", "the guest's kernel")
+	cmd.Flags().StringVar(&cfg.Initrd, "initrd", "/frail/guest/initramfs.cpio.gz", "the guest's initramfs")
 	cmd.Flags().StringVar(&module, "module", "", "frail.ko, which is not loaded yet")
 	cmd.Flags().DurationVar(&limit, "limit", 30*time.Minute, "how long all of it may take")
 	return cmd
