@@ -84,7 +84,7 @@ func RunSmall(ctx context.Context, cfg SmallConfig, out io.Writer) (int, error) 
 	command := func(ctx context.Context) (*exec.Cmd, error) { return cfg.qemu(ctx, initrd), nil }
 	if cfg.Bochs != nil {
 		disc := filepath.Join(dir, "disc")
-		if err := cfg.Bochs.WriteDisc(ctx, disc, cfg.Image, initrd, smallCmdline+"tsc=reliable"); err != nil {
+		if err := cfg.Bochs.WriteDisc(ctx, disc, cfg.Image, initrd, smallCmdline+image.BochsCmdline); err != nil {
 			return 0, err
 		}
 		command = func(ctx context.Context) (*exec.Cmd, error) {

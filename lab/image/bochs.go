@@ -76,14 +76,20 @@ func (b *Bochs) WriteDisc(ctx context.Context, dst string, s *Small, initrd, cmd
 	return nil
 }
 
+// bochsMHz is the rate of the emulated time: so many instructions take one
+// microsecond. A low one keeps short what the kernel and the serial ports wait.
+const bochsMHz = 100
+
+// BochsCmdline is what a kernel needs to be told under Bochs: the time stamp
+// counter counts instructions too, not the 3.5 GHz that the CPU model says.
+const BochsCmdline = "tsc=reliable tsc_early_khz=100000 no_timer_check"
+
 // bochsConfig: errors are not logged, there are millions; the display, which
-// is not needed, is the one that needs no terminal. A clock that is not
-// synchronized makes time count instructions, and a low rate of them keeps
-// the serial ports' delays short.
+// is not needed, is the one that needs no terminal.
 var bochsConfig = template.Must(template.New("bochsrc").Parse(`display_library: rfb, options="timeout=0"
 romimage: file={{.Root}}/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file={{.Root}}/usr/share/bochs/VGABIOS-lgpl-latest
-cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model=corei7_skylake_x, count=1, ips={{.MHz}}000000, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={{.MemoryMiB}}, host={{.MemoryMiB}}
 clock: sync=none, time0=utc
 ata0: enabled=1
@@ -107,8 +113,8 @@ func (b *Bochs) Command(ctx context.Context, dir, disc string, memoryMiB int, co
 	var config strings.Builder
 	err := bochsConfig.Execute(&config, struct {
 		Root, Disc, Console, Port string
-		MemoryMiB                 int
-	}{b.root, disc, console, port, memoryMiB})
+		MemoryMiB, MHz            int
+	}{b.root, disc, console, port, memoryMiB, bochsMHz})
 	if err != nil {
 		return nil, fmt.Errorf("configure Bochs: %w", err)
 	}
