@@ -54,13 +54,12 @@ type Host struct {
 // first if the cache has none of these inputs. Building needs root and takes
 // about three minutes, and the debug host's kernel more; progress goes to log.
 func BuildHost(ctx context.Context, name string, log io.Writer) (*Host, error) {
-	spec, ok := hosts[name]
-	if !ok {
-		return nil, fmt.Errorf("no host is called %q: want one of %s", name, strings.Join(HostNames(), ", "))
+	spec, err := findHost(name)
+	if err != nil {
+		return nil, err
 	}
 	kernel := "" // directory of the packages of a kernel other than Debian's
 	if spec.debug {
-		var err error
 		if kernel, err = buildDebugKernel(ctx, spec.suite, log); err != nil {
 			return nil, err
 		}

@@ -3,8 +3,10 @@
 package image
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // DefaultHost is the name of the host that the lab boots unless told otherwise.
@@ -26,3 +28,12 @@ var hosts = map[string]hostSpec{
 
 // HostNames returns the names of the lab's hosts, sorted.
 func HostNames() []string { return slices.Sorted(maps.Keys(hosts)) }
+
+// findHost returns what the host called name is.
+func findHost(name string) (hostSpec, error) {
+	spec, ok := hosts[name]
+	if !ok {
+		return hostSpec{}, fmt.Errorf("no host is called %q: want one of %s", name, strings.Join(HostNames(), ", "))
+	}
+	return spec, nil
+}

@@ -58,7 +58,7 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 	}
 	name := root.PersistentFlags().String("host", image.DefaultHost, "the host: "+strings.Join(image.HostNames(), ", "))
-	root.AddCommand(newHostImage(name), newRelease(name), newGuest(name), newModule(name), newRun(name), newShell(name), newSmall(name))
+	root.AddCommand(newHostImage(name), newRelease(name), newGuest(name), newModule(name), newRun(name), newSelftests(name), newShell(name), newSmall(name))
 	return root
 }
 
