@@ -17,7 +17,7 @@ RUN ?= .
 HOST := bookworm
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
-PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,.)
+PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
 PROOF_TIMEOUT ?= 60m
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,20m)
@@ -105,6 +105,10 @@ lab-proof: small-files ## compare guests' own records of their calls with the ho
 	@$(SMALL) --memory 2048 --file $H/lab/proof.test=lab/proof.test -- \
 		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run "$(PROOF)"'
 
+lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel)
+	@selftests=$$($(LAB) selftests) && $(SMALL) --memory 2048 --file "$$selftests=selftests" --file $H/lab/proof.test=lab/proof.test -- \
+		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run TestSelftests'
+
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount --memory 2048 --file $H/lab/lab-cost=lab/lab-cost -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
@@ -119,4 +123,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files small-files lab-shell lab-test lab-proof lab-cost bench demo
+	lab-image lab-guest lab-module lab-files small-files lab-shell lab-test lab-proof lab-selftests lab-cost bench demo

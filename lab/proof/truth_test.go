@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -59,6 +60,31 @@ func TestKnown(t *testing.T) {
 				t.Errorf("%.2f %% of the return values are known, want %d", r.KnownPercent(), knownPercent)
 			}
 		})
+	}
+}
+
+// settleParameter is for how many calls a thread's SYSRETs trap although one exit a
+// call is asked for.
+const settleParameter = "/sys/module/frail/parameters/settle"
+
+// TestDeferred has every return value told at the next call, however a thread began:
+// fewer are known, and none is wrong.
+func TestDeferred(t *testing.T) {
+	old, err := os.ReadFile(settleParameter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(value string) {
+		if err := os.WriteFile(settleParameter, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("0")
+	defer set(strings.TrimSpace(string(old)))
+	guest, host := record(t, 2, bpf.ExitsEntry, ptiName(true), checkPTI(true)+busyScript())
+	r := compare(t, guest, host)
+	if r.Known == 0 {
+		t.Errorf("no return value is known: %v", r)
 	}
 }
 
