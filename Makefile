@@ -59,7 +59,7 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
 
-test: lint unit lab-test ## every test
+test: lint unit lab-test lab-proof ## every test
 
 install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PREFIX, KO)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $B/bin/frail
