@@ -15,6 +15,8 @@ RUN ?= .
 # The lab's host: bookworm, trixie, sid or debug. Some shells have a variable of that
 # name, so only the command line counts.
 HOST := bookworm
+# Of make lab-small: what sh runs.
+RUN_CMD ?= dmesg
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
 PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
@@ -101,6 +103,9 @@ small-files: lab-module
 	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-truth ./lab/cmd/lab-cost
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
 
+lab-small: small-files ## run a command on the small host (HOST=name VENDOR=amd|intel RUN_CMD=script)
+	@$(SMALL) --file $H/lab/proof.test=lab/proof.test -- '$(subst ','\'',$(RUN_CMD))'
+
 lab-proof: small-files ## compare guests' own records of their calls with the host's (HOST=name VENDOR=amd|intel PROOF=regexp)
 	@$(SMALL) --memory 2048 --file $H/lab/proof.test=lab/proof.test -- \
 		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run "$(PROOF)"'
@@ -123,4 +128,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files small-files lab-shell lab-test lab-proof lab-selftests lab-cost bench demo
+	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-selftests lab-cost bench demo
