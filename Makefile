@@ -20,10 +20,10 @@ RUN_CMD ?= dmesg
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
 PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
-PROOF_TIMEOUT ?= 60m
+PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,25m)
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
-LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,20m)
-TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,18m)
+LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
+TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,30m)
 
 B := build
 # What the lab's host sees at /frail.
