@@ -49,8 +49,9 @@ func TestTruth(t *testing.T) {
 const knownPercent = 95
 
 // TestKnown traces guests whose processes stay and work: with one exit a call,
-// too, nearly all return values are known. Where processes come and go at once
-// and most calls are followed by a page fault, as in TestTruth, that is not so.
+// too, nearly all return values are known. In TestTruth's guests, whose processes
+// come and go at once, what is not known are the calls that end by IRET, execve
+// above all, before a page fault or an interrupt.
 func TestKnown(t *testing.T) {
 	for _, exits := range []uint32{bpf.ExitsBoth, bpf.ExitsEntry} {
 		t.Run(exitsName(exits), func(t *testing.T) {
