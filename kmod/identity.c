@@ -202,7 +202,8 @@ static bool saved_return(struct kvm_vcpu *vcpu, const struct frail_layout *l,
 		return false;
 	memcpy(&ax, regs, sizeof(ax));
 	memcpy(&frame, regs + len, sizeof(frame));
-	if ((u32)frame.orig_ax != (u32)call->nr || frame.sp != call->sp)
+	/* A call by the number -1 looks like an interrupt. */
+	if (call->nr == -1 || (u32)frame.orig_ax != (u32)call->nr || frame.sp != call->sp)
 		return false;
 	if (insn_is_64(call->insn)) {
 		if (frame.ip != call->ip)
