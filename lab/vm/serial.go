@@ -25,6 +25,9 @@ const (
 	// helloInterval is how often a guest is asked whether it is up.
 	helloInterval = time.Second
 
+	// nudgeInterval is longer than all but a few commands take.
+	nudgeInterval = 20 * time.Second
+
 	ready = "frail guest ready"
 )
 
@@ -98,6 +101,7 @@ func (v *VM) run(ctx context.Context, command string) (Result, error) {
 	}
 	stop := v.deadline(ctx)
 	defer stop()
+	defer v.nudge(ctx)()
 	s := v.serial
 	id := fmt.Sprintf("%d-%d", time.Now().UnixNano(), s.next)
 	s.next++
@@ -134,6 +138,30 @@ func (v *VM) run(ctx context.Context, command string) (Result, error) {
 			return Result{}, fmt.Errorf("the output exceeds %d bytes", maxOutput)
 		}
 		encoded.WriteString(line)
+	}
+}
+
+// nudge asks the emulator for its state now and then until the function it returns is
+// called. Now and then a guest with two vCPUs halts for good on an emulated host, with
+// input pending, until its monitor is asked anything.
+func (v *VM) nudge(ctx context.Context) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(nudgeInterval):
+				// It only fails where the command will.
+				_, _ = v.HMP(ctx, "info status")
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
 	}
 }
 
