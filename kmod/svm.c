@@ -31,55 +31,52 @@ static struct vmcb *own_vmcb(struct kvm_vcpu *vcpu)
 	return vmcb;
 }
 
-/*
- * Delivers INT as the hardware would have: the gate is checked here, then RIP goes behind
- * the instruction and the rest is an interrupt like others. KVM's own soft interrupts
- * skip the instruction by decoding it again, which fails for vectors from 0x80 on where
- * the CPU does not tell the next RIP (is_soft_int_instruction, up to 7.2).
- */
-static void deliver(struct kvm_vcpu *vcpu, const struct frail_insn_at *insn)
+/* Has KVM deliver an interrupt. Soft ones skip the instruction first. */
+static void inject(struct kvm_vcpu *vcpu, u8 vector, bool soft)
 {
-	int fault;
-
-	kvm_make_request(KVM_REQ_EVENT, vcpu);
-	vcpu->arch.interrupt.nr = insn->vector;
-	/* On the way into long mode, or out of it: other gates, and no system calls. */
-	if (!(vcpu->arch.efer & EFER_LMA)) {
-		vcpu->arch.interrupt.soft = true;
-		vcpu->arch.interrupt.injected = true;
-		return;
-	}
-	fault = frail_int_gate(vcpu, insn->vector, kvmsym.ops->get_cpl(vcpu), NULL);
-	if (fault) {
-		kvmsym.kvm_queue_exception_e(vcpu, fault, insn->vector << 3 | IDT_ERROR);
-		return;
-	}
-	frail_set_rip(vcpu, insn->next);
-	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) & ~X86_EFLAGS_RF);
-	kvmsym.ops->set_interrupt_shadow(vcpu, 0);
-	vcpu->arch.interrupt.soft = false;
 	vcpu->arch.interrupt.injected = true;
+	vcpu->arch.interrupt.soft = soft;
+	vcpu->arch.interrupt.nr = vector;
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
 }
 
 /*
  * KVM's handler of SVM_EXIT_SWINT. Runs on the vCPU's thread, with kvm->srcu held for
  * reading. Returns what an exit handler returns.
+ *
+ * INT is delivered as the hardware would have: the gate is checked here, then RIP goes
+ * behind the instruction and the rest is an interrupt like others. KVM's own soft
+ * interrupts skip the instruction by decoding it again, which fails for vectors from 0x80
+ * on where the CPU does not tell the next RIP (is_soft_int_instruction, up to 7.2).
  */
 static int handle_swint(struct kvm_vcpu *vcpu)
 {
 	struct frail_vm *vm = frail_vm_find(vcpu->kvm);
 	struct frail_insn_at insn = {};
 	struct frail_exception e;
+	int fault;
 
 	/* Where the instruction is gone since, the hardware shall look again. */
 	if (frail_fetch(vcpu, &insn, &e) != FRAIL_FETCHED || insn.op != FRAIL_OP_INT)
 		return 1;
-	if (insn.vector == FRAIL_INT80 && vm && !frail_is_guest_mode(vcpu) && insn.user &&
-	    (vcpu->arch.efer & EFER_LMA) && !frail_int_gate(vcpu, FRAIL_INT80, 3, NULL))
+	/* On the way into long mode, or out of it: other gates, and no system calls. */
+	if (!(vcpu->arch.efer & EFER_LMA)) {
+		inject(vcpu, insn.vector, true);
+		return 1;
+	}
+	fault = frail_int_gate(vcpu, insn.vector, kvmsym.ops->get_cpl(vcpu), NULL);
+	if (fault) {
+		kvmsym.kvm_queue_exception_e(vcpu, fault, insn.vector << 3 | IDT_ERROR);
+		return 1;
+	}
+	if (insn.vector == FRAIL_INT80 && vm && !frail_is_guest_mode(vcpu) && insn.user)
 		frail_report_enter(vm, vcpu,
 				   insn.code64 ? FRAIL_INSN_INT80_64 : FRAIL_INSN_INT80_32,
 				   insn.next, frail_rsp(vcpu), frail_msr(vcpu, MSR_LSTAR));
-	deliver(vcpu, &insn);
+	frail_set_rip(vcpu, insn.next);
+	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) & ~X86_EFLAGS_RF);
+	kvmsym.ops->set_interrupt_shadow(vcpu, 0);
+	inject(vcpu, insn.vector, false);
 	return 1;
 }
 

@@ -156,9 +156,13 @@ void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned
  */
 static bool sync_loaded(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 {
+	/* For reading the guest's memory. vcpu_run() has given it up for the moment. */
+	int idx = srcu_read_lock(&vm->kvm->srcu);
+
 	kvmsym.ops->set_efer(vcpu, vcpu->arch.efer);
 	if (kvmsym.intel)
 		frail_vmx_follow(vm, vcpu);
+	srcu_read_unlock(&vm->kvm->srcu, idx);
 	return READ_ONCE(vm->state) == FRAIL_ARMED || !vm->vcpus[vcpu->vcpu_idx].trapping;
 }
 
@@ -166,14 +170,11 @@ static bool sync_loaded(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 static bool sync_idle(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 {
 	bool done;
-	int idx;
 
 	if (!mutex_trylock(&vcpu->mutex))
 		return false;
 	kvmsym.vcpu_load(vcpu);
-	idx = srcu_read_lock(&vm->kvm->srcu);
 	done = sync_loaded(vm, vcpu);
-	srcu_read_unlock(&vm->kvm->srcu, idx);
 	kvmsym.vcpu_put(vcpu);
 	mutex_unlock(&vcpu->mutex);
 	return done;
@@ -185,16 +186,11 @@ static void sync_on_thread(struct callback_head *work)
 	struct frail_vm *vm = fv->vm;
 	struct kvm_vcpu *vcpu = kvm_get_vcpu(vm->kvm, fv - vm->vcpus);
 	bool done;
-	int idx;
 
-	if (kvmsym.kvm_get_running_vcpu() == vcpu) {
-		/* In vcpu_run(), which has given kvm->srcu up for the moment. */
-		idx = srcu_read_lock(&vm->kvm->srcu);
+	if (kvmsym.kvm_get_running_vcpu() == vcpu)
 		done = sync_loaded(vm, vcpu);
-		srcu_read_unlock(&vm->kvm->srcu, idx);
-	} else {
+	else
 		done = sync_idle(vm, vcpu);
-	}
 
 	/* The last use of @vm: it may be freed once this lock is dropped. */
 	spin_lock(&vm->sync_lock);
