@@ -16,6 +16,8 @@
 /* How long arming and closing wait for vCPUs before they leave it to their threads. */
 #define SYNC_WAIT	(2 * HZ)
 #define SYNC_RETRY	(HZ / 50)
+/* How long arming waits for an ioctl that may be setting a vCPU's CPUID. */
+#define CPUID_WAIT	(HZ / 50)
 #define FREE_RETRY	(HZ / 10)
 
 /* No offset in a task_struct comes near this. */
@@ -543,12 +545,20 @@ static enum frail_state state_of(struct kvm *kvm)
 /* The guest's CPU has FRED, by which a kernel takes system calls without LSTAR. */
 static bool has_fred(struct kvm_vcpu *vcpu)
 {
+	unsigned long deadline = jiffies + CPUID_WAIT;
 	bool locked, fred = false;
 	int i;
 
-	/* KVM replaces the list under the vCPU's mutex, until the vCPU has run. */
-	while (!(locked = mutex_trylock(&vcpu->mutex)) && vcpu->arch.last_vmentry_cpu == -1)
+	/*
+	 * KVM replaces the list under the vCPU's mutex, until the vCPU has run. One that
+	 * waits to be started by another holds the mutex all the time and has not run:
+	 * it is passed over, the vCPU that starts it has the same CPUID.
+	 */
+	while (!(locked = mutex_trylock(&vcpu->mutex)) && vcpu->arch.last_vmentry_cpu == -1) {
+		if (time_after(jiffies, deadline))
+			return false;
 		cond_resched();
+	}
 	for (i = 0; i < vcpu->arch.cpuid_nent; i++) {
 		const struct kvm_cpuid_entry2 *e = &vcpu->arch.cpuid_entries[i];
 
