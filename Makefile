@@ -96,7 +96,9 @@ lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 
 # The small host gets these of this tree, at the places where the lab's host has them.
-SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --file $H/guest=guest --file $H/lab/frail.ko=lab/frail.ko
+SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --memory 2048 --file $H/guest=guest \
+	$(foreach f,frail.ko proof.test lab-cost,--file $H/lab/$f=lab/$f)
+PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT)
 
 small-files: lab-module
 	@$(LAB) guest $H/guest >/dev/null
@@ -104,18 +106,16 @@ small-files: lab-module
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
 
 lab-small: small-files ## run a command on the small host (HOST=name VENDOR=amd|intel RUN_CMD=script)
-	@$(SMALL) --file $H/lab/proof.test=lab/proof.test -- '$(subst ','\'',$(RUN_CMD))'
+	@$(SMALL) -- '$(subst ','\'',$(RUN_CMD))'
 
 lab-proof: small-files ## compare guests' own records of their calls with the host's (HOST=name VENDOR=amd|intel PROOF=regexp)
-	@$(SMALL) --memory 2048 --file $H/lab/proof.test=lab/proof.test -- \
-		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run "$(PROOF)"'
+	@$(SMALL) -- '$(PROOF_TEST) -test.run "$(PROOF)"'
 
 lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel)
-	@selftests=$$($(LAB) selftests) && $(SMALL) --memory 2048 --file "$$selftests=selftests" --file $H/lab/proof.test=lab/proof.test -- \
-		'insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT) -test.run TestSelftests'
+	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -test.run TestSelftests'
 
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
-	@$(SMALL) --icount --memory 2048 --file $H/lab/lab-cost=lab/lab-cost -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
+	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
 bench: deps ## print what the analysis of call sequences costs and detects
 	@sh tracer/bench.sh
