@@ -117,7 +117,8 @@ lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in u
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
-bench: deps ## print what the analysis of call sequences costs and detects
+bench: deps ## print what a traced call costs, and what the analysis of call sequences costs and detects
+	@$(MAKE) --no-print-directory lab-cost
 	@sh tracer/bench.sh
 
 demo: lab-files ## boot the lab's host and show a guest's system calls live

@@ -145,14 +145,14 @@ func measure(ctx context.Context, cfg direct.Config, module string) error {
 	if err := g.Resume(ctx); err != nil {
 		return err
 	}
-	bare, err := next(ctx, g)
+	bare, err := next(ctx, g, "the untraced guest")
 	if err != nil {
 		return fmt.Errorf("measure the untraced guest: %w", err)
 	}
 	if out, err := exec.CommandContext(ctx, "insmod", module).CombinedOutput(); err != nil {
 		return fmt.Errorf("load %s: %w: %s", module, err, bytes.TrimSpace(out))
 	}
-	loaded, err := next(ctx, g)
+	loaded, err := next(ctx, g, "the untraced guest, module loaded")
 	if err != nil {
 		return fmt.Errorf("measure the untraced guest, module loaded: %w", err)
 	}
@@ -214,7 +214,7 @@ func traced(ctx context.Context, g *direct.Guest, exits uint32) ([]cost, error) 
 		if err != nil {
 			return nil, err
 		}
-		n, err := next(ctx, g)
+		n, err := next(ctx, g, c.name)
 		if err := errors.Join(err, detach()); err != nil {
 			return nil, fmt.Errorf("with %s: %w", c.name, err)
 		}
@@ -225,8 +225,10 @@ func traced(ctx context.Context, g *direct.Guest, exits uint32) ([]cost, error) 
 
 var report = regexp.MustCompile(`call=([0-9]+)\r?\ncpuid=([0-9]+)\r?\ncost\r?\n`)
 
-// next returns the least of what the guest reports from now on.
-func next(ctx context.Context, g *direct.Guest) (cost, error) {
+// next returns the least of what the guest reports from now on; what is for the
+// reader who waits: an emulator that counts instructions takes minutes for each.
+func next(ctx context.Context, g *direct.Guest, what string) (cost, error) {
+	fmt.Fprintln(os.Stderr, "lab-cost: measuring", what)
 	seen := len(report.FindAllString(g.Console(), -1))
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
