@@ -29,8 +29,6 @@
 	S(struct kvm_vcpu *, kvm_get_running_vcpu, (void))			\
 	S(int, kvm_vcpu_read_guest_page, (struct kvm_vcpu *vcpu, gfn_t gfn,	\
 		void *data, int offset, int len))				\
-	S(int, kvm_read_guest_virt, (struct kvm_vcpu *vcpu, gva_t addr,		\
-		void *val, unsigned int bytes, struct x86_exception *e))	\
 	S(unsigned long, kvm_get_rflags, (struct kvm_vcpu *vcpu))		\
 	S(void, kvm_set_rflags, (struct kvm_vcpu *vcpu, unsigned long rflags))	\
 	S(void, kvm_queue_exception_e, (struct kvm_vcpu *vcpu, unsigned int nr,	\
@@ -197,6 +195,7 @@ int frail_call_rest(struct kvm_vcpu *vcpu, u64 arg, unsigned long rest);
 enum frail_fetched frail_fetch(struct kvm_vcpu *vcpu, struct frail_insn_at *insn,
 			       struct frail_exception *e);
 bool frail_read_kernel(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len);
+bool frail_read_user(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len);
 int frail_int_gate(struct kvm_vcpu *vcpu, u8 vector, int cpl, unsigned long *handler);
 
 /* emulate.c */

@@ -76,6 +76,16 @@ static enum frail_fetched read_virtual(struct kvm_vcpu *vcpu, unsigned long addr
 	return FRAIL_FETCHED;
 }
 
+static bool read_pages(struct kvm_vcpu *vcpu, unsigned long addr, u64 access, void *buf, int len)
+{
+	int first = min_t(int, len, PAGE_SIZE - offset_in_page(addr));
+	struct frail_exception e;
+
+	return read_virtual(vcpu, addr, access, buf, first, &e) == FRAIL_FETCHED &&
+	       (first == len || read_virtual(vcpu, addr + first, access, buf + first,
+					     len - first, &e) == FRAIL_FETCHED);
+}
+
 /**
  * frail_read_kernel() - read guest memory as its kernel would
  * @vcpu: the vCPU, loaded; may sleep
@@ -87,12 +97,23 @@ static enum frail_fetched read_virtual(struct kvm_vcpu *vcpu, unsigned long addr
  */
 bool frail_read_kernel(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len)
 {
-	int first = min_t(int, len, PAGE_SIZE - offset_in_page(addr));
-	struct frail_exception e;
+	return read_pages(vcpu, addr, 0, buf, len);
+}
 
-	return read_virtual(vcpu, addr, 0, buf, first, &e) == FRAIL_FETCHED &&
-	       (first == len || read_virtual(vcpu, addr + first, 0, buf + first,
-					     len - first, &e) == FRAIL_FETCHED);
+/**
+ * frail_read_user() - read guest memory as its user would, whatever the vCPU's privilege
+ * @vcpu: the vCPU, loaded; may sleep
+ * @addr: virtual address
+ * @buf: where to
+ * @len: bytes, no more than reach into two pages
+ *
+ * SMAP keeps frail_read_kernel() from what is the user's.
+ *
+ * Return: all of it was read.
+ */
+bool frail_read_user(struct kvm_vcpu *vcpu, unsigned long addr, void *buf, int len)
+{
+	return read_pages(vcpu, addr, ACCESS_USER, buf, len);
 }
 
 /**

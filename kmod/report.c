@@ -21,8 +21,7 @@ static void fill_common(struct frail_vm *vm, struct kvm_vcpu *vcpu,
 static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
 {
 	unsigned long *r = vcpu->arch.regs;
-	struct frail_exception e;
-	u32 arg6 = 0;
+	u32 arg6;
 
 	ev->args[0] = (u32)r[VCPU_REGS_RBX];
 	ev->args[1] = (u32)r[VCPU_REGS_RCX];
@@ -32,8 +31,7 @@ static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
 	ev->args[5] = (u32)r[VCPU_REGS_RBP];
 	if (ev->insn == FRAIL_INSN_INT80_32 || ev->insn == FRAIL_INSN_INT80_64)
 		return;
-	kvmsym.kvm_read_guest_virt(vcpu, (u32)ev->sp, &arg6, sizeof(arg6), frail_kvm_exception(&e));
-	ev->args[5] = arg6;
+	ev->args[5] = frail_read_user(vcpu, (u32)ev->sp, &arg6, sizeof(arg6)) ? arg6 : 0;
 	/* SYSCALL overwrites ECX: Linux takes it from EBP. */
 	if (ev->insn == FRAIL_INSN_SYSCALL32)
 		ev->args[1] = (u32)r[VCPU_REGS_RBP];
