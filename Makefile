@@ -19,7 +19,7 @@ HOST := bookworm
 RUN_CMD ?= dmesg
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
-PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
+PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on|TestDebugRegisters,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred|TestDebugRegisters)
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,25m)
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
