@@ -13,6 +13,9 @@ import (
 // frail_event of frail_abi.h, which says what each field means.
 type Event = traceFrailEvent
 
+// EventArgs are the arguments that a BPF program on a tracepoint of frail.ko has in its context.
+type EventArgs = traceFrailEventArgs
+
 // Arm is the argument of [IocArm].
 type Arm = traceFrailArm
 

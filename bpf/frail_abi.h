@@ -101,6 +101,25 @@ struct frail_event {
 	__u8 comm[FRAIL_COMM_LEN];
 };
 
+/**
+ * struct frail_event_args - the arguments of the raw tracepoints guest_*, as BPF programs
+ *	find them in their context
+ * @event: kernel address of the struct frail_event
+ *
+ * The other members are the event's own of these names: what filters look at, so that
+ * an event that does not pass need not be read.
+ */
+struct frail_event_args {
+	__u64 event;
+	__u32 vm;
+	__u32 vcpu;
+	__u16 kind;
+	__u16 insn;
+	__u32 flags;
+	__s64 nr;
+	__u64 comm[2];
+};
+
 /* Exits of an armed VM. */
 enum frail_exits {
 	FRAIL_EXITS_BOTH = 0,	/* SYSCALL and SYSRET trap */

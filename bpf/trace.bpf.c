@@ -78,6 +78,7 @@ const enum frail_loss *abi_loss __attribute__((unused));
 const enum frail_table *abi_table __attribute__((unused));
 const enum frail_match *abi_match __attribute__((unused));
 const struct frail_event *abi_event __attribute__((unused));
+const struct frail_event_args *abi_event_args __attribute__((unused));
 const struct frail_gap_event *abi_gap_event __attribute__((unused));
 
 static __always_inline struct frail_gap *pending_losses(void)
@@ -99,11 +100,22 @@ static __always_inline void lose(__u32 cause)
 		__sync_fetch_and_add(&todo->lost[cause], 1);
 }
 
+/* Fills in an event's record of the ring; on failure the caller gives it up. */
+static __always_inline bool fill(struct frail_event *dst, const struct frail_event_args *args)
+{
+	if (bpf_probe_read_kernel(dst, sizeof(*dst), (const void *)args->event)) {
+		lose(FRAIL_LOSS_READ_FAULT);
+		return false;
+	}
+	dst->time = bpf_ktime_get_boot_ns();
+	return true;
+}
+
 /*
  * After a loss the next event enters the ring in one piece with the count of
  * what is missing before it, on whichever CPU it comes, or is lost too.
  */
-static __always_inline void deliver(const struct frail_event *ev)
+static __always_inline void deliver(const struct frail_event_args *args)
 {
 	struct frail_gap *todo = pending_losses();
 	struct frail_gap_event *after_gap;
@@ -116,11 +128,14 @@ static __always_inline void deliver(const struct frail_event *ev)
 			lose(FRAIL_LOSS_RING_FULL);
 			return;
 		}
+		if (!fill(&after_gap->event, args)) {
+			bpf_ringbuf_discard(after_gap, 0);
+			return;
+		}
 		after_gap->gap.lost[FRAIL_LOSS_RING_FULL] =
 			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_RING_FULL], 0);
 		after_gap->gap.lost[FRAIL_LOSS_READ_FAULT] =
 			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_READ_FAULT], 0);
-		__builtin_memcpy(&after_gap->event, ev, sizeof(*ev));
 		bpf_ringbuf_submit(after_gap, 0);
 		return;
 	}
@@ -130,11 +145,14 @@ static __always_inline void deliver(const struct frail_event *ev)
 		lose(FRAIL_LOSS_RING_FULL);
 		return;
 	}
-	__builtin_memcpy(dst, ev, sizeof(*dst));
+	if (!fill(dst, args)) {
+		bpf_ringbuf_discard(dst, 0);
+		return;
+	}
 	bpf_ringbuf_submit(dst, 0);
 }
 
-static __always_inline bool syscall_passes(const struct frail_event *ev)
+static __always_inline bool syscall_passes(const struct frail_event_args *ev)
 {
 	__u32 table, match, nr;
 	bool member = false;
@@ -167,30 +185,38 @@ static __always_inline bool syscall_passes(const struct frail_event *ev)
 	return match == FRAIL_MATCH_ONLY ? member : !member;
 }
 
-static __always_inline bool comm_passes(const struct frail_event *ev)
+/* A name, NUL-padded, and any bytes with it: what follows its NUL is not part of it. */
+static __always_inline __u64 before_nul(__u64 word, __u64 *mask)
 {
-	__u8 key[FRAIL_COMM_LEN];
-	__u8 mask = 0xff;
+	/* The lowest byte with its high bit set here is the first zero. */
+	__u64 zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+
+	word &= *mask;
+	if (zero) {
+		word &= (zero & -zero) - 1;
+		*mask = 0;
+	}
+	return word;
+}
+
+static __always_inline bool comm_passes(const struct frail_event_args *ev)
+{
+	__u64 key[FRAIL_COMM_LEN / sizeof(__u64)], mask = ~0ULL;
 	bool member;
-	int i;
 
 	if (filter.comm_match == FRAIL_MATCH_ALL)
 		return true;
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
 		return false;
 
-	/* The guest wrote it: what follows the NUL is not part of the name. */
-#pragma unroll
-	for (i = 0; i < FRAIL_COMM_LEN; i++) {
-		if (!ev->comm[i])
-			mask = 0;
-		key[i] = ev->comm[i] & mask;
-	}
+	/* The guest wrote it. */
+	key[0] = before_nul(ev->comm[0], &mask);
+	key[1] = before_nul(ev->comm[1], &mask);
 	member = bpf_map_lookup_elem(&comms, key);
 	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
 }
 
-static __always_inline bool passes(const struct frail_event *ev)
+static __always_inline bool passes(const struct frail_event_args *ev)
 {
 	__u32 vm = ev->vm;
 
@@ -204,36 +230,27 @@ static __always_inline bool passes(const struct frail_event *ev)
 	return syscall_passes(ev) && comm_passes(ev);
 }
 
-static __always_inline int record(const void *src)
+static __always_inline int record(const struct frail_event_args *args)
 {
-	struct frail_event ev;
-
-	if (bpf_probe_read_kernel(&ev, sizeof(ev), src)) {
-		lose(FRAIL_LOSS_READ_FAULT);
-		return 0;
-	}
-	if (passes(&ev)) {
-		ev.time = bpf_ktime_get_boot_ns();
-		deliver(&ev);
-	}
+	if (passes(args))
+		deliver(args);
 	return 0;
 }
 
-/* TP_PROTO(const struct frail_event *ev), all of them. */
 SEC("raw_tp/guest_sys_enter")
-int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+int guest_sys_enter(struct frail_event_args *args)
 {
-	return record((const void *)ctx->args[0]);
+	return record(args);
 }
 
 SEC("raw_tp/guest_sys_exit")
-int guest_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+int guest_sys_exit(struct frail_event_args *args)
 {
-	return record((const void *)ctx->args[0]);
+	return record(args);
 }
 
 SEC("raw_tp/guest_coverage")
-int guest_coverage(struct bpf_raw_tracepoint_args *ctx)
+int guest_coverage(struct frail_event_args *args)
 {
-	return record((const void *)ctx->args[0]);
+	return record(args);
 }

@@ -53,6 +53,18 @@ type traceFrailEvent struct {
 	Comm  [16]uint8
 }
 
+type traceFrailEventArgs struct {
+	_     structs.HostLayout
+	Event uint64
+	Vm    uint32
+	Vcpu  uint32
+	Kind  uint16
+	Insn  uint16
+	Flags uint32
+	Nr    int64
+	Comm  [2]uint64
+}
+
 type traceFrailEventFlags uint32
 
 const (
@@ -207,6 +219,7 @@ const (
 	traceVarAbiArm         = "abi_arm"
 	traceVarAbiEntry       = "abi_entry"
 	traceVarAbiEvent       = "abi_event"
+	traceVarAbiEventArgs   = "abi_event_args"
 	traceVarAbiEventFlags  = "abi_event_flags"
 	traceVarAbiEventKind   = "abi_event_kind"
 	traceVarAbiExits       = "abi_exits"
@@ -287,6 +300,7 @@ type traceVariableSpecs struct {
 	AbiArm        *ebpf.VariableSpec `ebpf:"abi_arm"`
 	AbiEntry      *ebpf.VariableSpec `ebpf:"abi_entry"`
 	AbiEvent      *ebpf.VariableSpec `ebpf:"abi_event"`
+	AbiEventArgs  *ebpf.VariableSpec `ebpf:"abi_event_args"`
 	AbiEventFlags *ebpf.VariableSpec `ebpf:"abi_event_flags"`
 	AbiEventKind  *ebpf.VariableSpec `ebpf:"abi_event_kind"`
 	AbiExits      *ebpf.VariableSpec `ebpf:"abi_exits"`
@@ -346,6 +360,7 @@ type traceVariables struct {
 	AbiArm        *ebpf.Variable `ebpf:"abi_arm"`
 	AbiEntry      *ebpf.Variable `ebpf:"abi_entry"`
 	AbiEvent      *ebpf.Variable `ebpf:"abi_event"`
+	AbiEventArgs  *ebpf.Variable `ebpf:"abi_event_args"`
 	AbiEventFlags *ebpf.Variable `ebpf:"abi_event_flags"`
 	AbiEventKind  *ebpf.Variable `ebpf:"abi_event_kind"`
 	AbiExits      *ebpf.Variable `ebpf:"abi_exits"`

@@ -265,7 +265,7 @@ static bool report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
 		fv->rets_unknown++;
 	}
 	memcpy(exit.comm, ev->comm, sizeof(exit.comm));
-	trace_guest_sys_exit(&exit);
+	frail_trace(guest_sys_exit, &exit);
 	return known;
 }
 

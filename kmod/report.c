@@ -84,7 +84,7 @@ bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 		fill_args32(vcpu, &ev);
 	}
 	settling = frail_call_enter(vm, vcpu, lstar, &ev);
-	trace_guest_sys_enter(&ev);
+	frail_trace(guest_sys_enter, &ev);
 	return settling;
 }
 
@@ -114,7 +114,7 @@ void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 		return;
 	fill_common(vm, vcpu, &ev, frail_msr(vcpu, MSR_LSTAR));
 	frail_call_exit(vm, &ev);
-	trace_guest_sys_exit(&ev);
+	frail_trace(guest_sys_exit, &ev);
 }
 
 /**
@@ -136,5 +136,5 @@ void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 cover
 	};
 
 	if (READ_ONCE(vm->state) == FRAIL_ARMED)
-		trace_guest_coverage(&ev);
+		frail_trace(guest_coverage, &ev);
 }

@@ -9,14 +9,30 @@
 #include "frail_abi.h"
 
 /*
- * The two names are unique in the kernel: a raw tracepoint is looked up by name
- * alone, built-in ones first. BPF programs get the struct frail_event itself.
+ * The names are unique in the kernel: a raw tracepoint is looked up by name alone,
+ * built-in ones first. BPF programs get the arguments as struct frail_event_args.
  */
+#ifndef frail_trace
+#define FRAIL_EVENT_PROTO							\
+	TP_PROTO(const struct frail_event *ev, u64 vm_vcpu, u64 kind_insn_flags,	\
+		 s64 nr, u64 comm_low, u64 comm_high)
+#define FRAIL_EVENT_ARGS							\
+	TP_ARGS(ev, vm_vcpu, kind_insn_flags, nr, comm_low, comm_high)
+
+/* Reports an event: the words from its vm to its nr are arguments as they are. */
+#define frail_trace(name, ev)							\
+	trace_##name(ev, ((const u64 *)(ev))[1], ((const u64 *)(ev))[2], (ev)->nr,	\
+		     ((const u64 *)(ev)->comm)[0], ((const u64 *)(ev)->comm)[1])
+static_assert(offsetof(struct frail_event, vm) == sizeof(u64) &&
+	      offsetof(struct frail_event_args, vm) == sizeof(u64) &&
+	      offsetof(struct frail_event, flags) == offsetof(struct frail_event_args, flags) &&
+	      offsetof(struct frail_event, nr) == offsetof(struct frail_event_args, nr));
+#endif
 
 /* A guest thread made a system call. */
 TRACE_EVENT(guest_sys_enter,
-	TP_PROTO(const struct frail_event *ev),
-	TP_ARGS(ev),
+	FRAIL_EVENT_PROTO,
+	FRAIL_EVENT_ARGS,
 	TP_STRUCT__entry(
 		__field(u32, vm)
 		__field(u32, vcpu)
@@ -57,8 +73,8 @@ TRACE_EVENT(guest_sys_enter,
 
 /* A system call returned to a guest thread through SYSRET. */
 TRACE_EVENT(guest_sys_exit,
-	TP_PROTO(const struct frail_event *ev),
-	TP_ARGS(ev),
+	FRAIL_EVENT_PROTO,
+	FRAIL_EVENT_ARGS,
 	TP_STRUCT__entry(
 		__field(u32, vm)
 		__field(u32, vcpu)
@@ -97,8 +113,8 @@ TRACE_EVENT(guest_sys_exit,
 
 /* Which ways into the guest's kernel trap has changed; masks of enum frail_entry. */
 TRACE_EVENT(guest_coverage,
-	TP_PROTO(const struct frail_event *ev),
-	TP_ARGS(ev),
+	FRAIL_EVENT_PROTO,
+	FRAIL_EVENT_ARGS,
 	TP_STRUCT__entry(
 		__field(u32, vm)
 		__field(u32, vcpu)

@@ -36,12 +36,13 @@ func fire(tb testing.TB, t *Tracer, k *bpftest.Events, i int) {
 	case bpf.EventCoverage:
 		prog = t.objs.Coverage
 	}
-	fireAt(tb, prog, k.Address(i))
+	k.Fire(tb, prog, i)
 }
 
+// fireAt runs a program on an event of VM 7 whose address is wrong.
 func fireAt(tb testing.TB, prog *ebpf.Program, addr uint64) {
 	tb.Helper()
-	_, err := prog.Run(&ebpf.RunOptions{Context: [1]uint64{addr}})
+	_, err := prog.Run(&ebpf.RunOptions{Context: bpf.EventArgs{Event: addr, Vm: 7, Kind: bpf.EventEnter}})
 	must(tb, err)
 }
 
@@ -420,7 +421,7 @@ func TestReadFault(t *testing.T) {
 		{"kernel address nothing is mapped at", 0xffff_fe00_dead_0000},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			tr := newTracer(t, Options{VMs: []uint32{0, 7}})
+			tr := newTracer(t, Options{VMs: []uint32{7}})
 			fireAt(t, tr.objs.Enter, tc.addr)
 			fireAt(t, tr.objs.Exit, tc.addr)
 			r := drain(t, tr)
@@ -458,7 +459,7 @@ func TestNothingIsLostUncounted(t *testing.T) {
 			k.At(p).Vcpu = uint32(p)
 			for i := range each {
 				k.At(p).Nr = int64(i)
-				if _, err := tr.objs.Enter.Run(&ebpf.RunOptions{Context: [1]uint64{k.Address(p)}}); err != nil {
+				if _, err := tr.objs.Enter.Run(&ebpf.RunOptions{Context: k.Args(p)}); err != nil {
 					t.Errorf("producer %d: %v", p, err)
 					return
 				}
@@ -498,15 +499,10 @@ func TestNothingIsLostUncounted(t *testing.T) {
 	}
 }
 
-// The kernel does not run a program inside itself: a fault while the program reads fires
-// the tracepoint it is attached to here.
+// The kernel does not run a program inside itself: here one that faults, at the tracepoint
+// of faults, takes the place of the tracer's.
 func TestRecursionMissIsCounted(t *testing.T) {
 	const unmapped = 0xffff_fe00_dead_0000
-	tr := newTracer(t, Options{VMs: []uint32{7}})
-	must(t, tr.attach("page_fault_kernel", "page_fault_kernel", "page_fault_kernel"))
-
-	// The first fault, outside of the tracer's programs. Its tracepoint's first argument
-	// is the address: the programs fault on it too.
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.RawTracepoint, License: "GPL",
 		Instructions: asm.Instructions{
@@ -522,15 +518,20 @@ func TestRecursionMissIsCounted(t *testing.T) {
 		},
 	})
 	must(t, err)
-	defer prog.Close()
+	tr := newTracer(t, Options{})
+	must(t, tr.objs.Enter.Close())
+	tr.objs.Enter = prog
+	must(t, tr.attach("page_fault_kernel", "sched_switch", "sched_switch"))
+
+	// Its first fault is outside of the tracepoint.
 	_, err = prog.Run(&ebpf.RunOptions{})
 	must(t, err)
 
 	r := drain(t, tr)
 	s, err := tr.Summary()
 	must(t, err)
-	if s.Lost.Recursion == 0 || s.Lost.ReadFault == 0 {
-		t.Errorf("summary %+v: no recursion miss or no read fault", s)
+	if s.Lost.Recursion == 0 {
+		t.Errorf("summary %+v: no recursion miss", s)
 	}
 	if len(r.lost) != 1 || r.lost[0].Losses != s.Lost {
 		t.Errorf("lost %+v, summary %+v", r.lost, s)
@@ -558,39 +559,46 @@ func TestTracersAreIndependent(t *testing.T) {
 
 // Programs attached to a tracepoint of the running kernel run, and no more once detached.
 func TestAttachAndDetach(t *testing.T) {
-	// The first argument of sched_switch is a bool: every event is a read fault.
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	must(t, err)
+	defer stats.Close()
 	tr := newTracer(t, Options{})
 	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch"))
 	if err := tr.attach("sched_switch", "sched_switch", "sched_switch"); err == nil {
 		t.Error("attached twice")
 	}
-	faults := func() uint64 {
-		s, err := tr.Summary()
+	// Clones of the descriptors, for the tracer's are closed with it.
+	var progs []*ebpf.Program
+	for _, p := range []*ebpf.Program{tr.objs.Enter, tr.objs.Exit, tr.objs.Coverage} {
+		clone, err := p.Clone()
 		must(t, err)
-		return s.Lost.ReadFault
+		defer clone.Close()
+		progs = append(progs, clone)
+	}
+	runs := func() []uint64 {
+		var n []uint64
+		for _, p := range progs {
+			s, err := p.Stats()
+			must(t, err)
+			n = append(n, s.RunCount)
+		}
+		return n
 	}
 	deadline := time.Now().Add(testDeadline)
-	for faults() == 0 {
+	for slices.Contains(runs(), 0) {
 		if time.Now().After(deadline) {
-			t.Fatal("attached programs did not run")
+			t.Fatalf("attached programs ran %d times", runs())
 		}
-		runtime.Gosched()
+		switchThreads(t)
 	}
-	r := drain(t, tr) // detaches
-	n := faults()
-	var told uint64
-	for _, l := range r.lost {
-		told += l.ReadFault
-	}
-	if told != n {
-		t.Errorf("records tell of %d events, %d were seen", told, n)
-	}
+	drain(t, tr) // detaches
+	n := runs()
 	// Reading from an empty pipe switches to another thread, each time.
 	for range 100 {
 		switchThreads(t)
 	}
-	if got := faults(); got != n {
-		t.Errorf("%d more events after detaching", got-n)
+	if got := runs(); !slices.Equal(got, n) {
+		t.Errorf("ran %d times, and %d times once detached", n, got)
 	}
 }
 

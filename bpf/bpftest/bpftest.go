@@ -83,9 +83,24 @@ func (e *Events) At(i int) *bpf.Event {
 // Address returns the kernel's address of event i.
 func (e *Events) Address(i int) uint64 { return e.addr + uint64(i*eventSize) }
 
+// Args returns event i as its tracepoint's arguments.
+func (e *Events) Args(i int) bpf.EventArgs {
+	ev := e.At(i)
+	return bpf.EventArgs{
+		Event: e.Address(i),
+		Vm:    ev.Vm,
+		Vcpu:  ev.Vcpu,
+		Kind:  ev.Kind,
+		Insn:  ev.Insn,
+		Flags: ev.Flags,
+		Nr:    ev.Nr,
+		Comm:  *(*[2]uint64)(unsafe.Pointer(&ev.Comm)),
+	}
+}
+
 // Fire runs a program on event i as its tracepoint would and returns what it returned.
 func (e *Events) Fire(tb testing.TB, prog *ebpf.Program, i int) uint32 {
-	ret, err := prog.Run(&ebpf.RunOptions{Context: [1]uint64{e.Address(i)}})
+	ret, err := prog.Run(&ebpf.RunOptions{Context: e.Args(i)})
 	must(tb, err)
 	return ret
 }
