@@ -37,6 +37,10 @@ type Gap = traceFrailGap
 // records are an [Event].
 type GapEvent = traceFrailGapEvent
 
+// VMSlots is how many VMs can be armed at once. No two of them have ids that are equal
+// modulo this.
+const VMSlots = uint32(traceFrailLimitsFRAIL_VM_SLOTS)
+
 // Values of [Event].Kind.
 const (
 	EventEnter = uint16(traceFrailEventKindFRAIL_EVENT_ENTER)
@@ -125,6 +129,9 @@ const (
 
 // CommLen is the size of a thread's name, its closing NUL included.
 const CommLen = len(Event{}.Comm)
+
+// MaxComms is how many thread names one filter can hold.
+const MaxComms = len(Filter{}.Comms)
 
 // Syscalls is how many numbers of one table a filter can name.
 const Syscalls = len(Filter{}.Syscalls[0]) * 64

@@ -21,6 +21,11 @@
 /* TASK_COMM_LEN of every Linux guest. */
 #define FRAIL_COMM_LEN 16
 
+enum frail_limits {
+	/* VMs that can be armed at once. No two of them have ids that are equal modulo this. */
+	FRAIL_VM_SLOTS = 4096,
+};
+
 enum frail_event_kind {
 	FRAIL_EVENT_ENTER = 1,	/* a guest thread made a system call */
 	FRAIL_EVENT_EXIT = 2,	/* a system call returned */
@@ -140,8 +145,9 @@ enum frail_exits {
  * @pad: zero
  *
  * The ioctl returns a VM descriptor; closing its last copy disarms the VM.
- * EINVAL: a bad size or mode, or not a KVM VM; EBUSY: armed already;
- * EOPNOTSUPP: a VM that cannot be traced; @refusal says why.
+ * EINVAL: a bad size or mode, or not a KVM VM; EBUSY: armed already; ENOSPC:
+ * FRAIL_VM_SLOTS VMs are armed; EOPNOTSUPP: a VM that cannot be traced; @refusal
+ * says why.
  */
 struct frail_arm {
 	__u32 size;

@@ -27,7 +27,7 @@ generate() {
 	sed -i '1i // SPDX-License-Identifier: Apache-2.0\n' "$out/${stem}_x86_bpfel.go"
 }
 
-generate trace frail_event frail_event_args frail_arm frail_layout frail_status frail_event_kind \
+generate trace frail_event frail_event_args frail_arm frail_layout frail_status frail_limits frail_event_kind \
 	frail_insn frail_entry frail_event_flags frail_exits frail_refusal frail_ioctl frail_loss frail_filter \
 	frail_gap frail_gap_event frail_table frail_match
 generate ph frail_ph_event_flags frail_ph_flags frail_ph_control frail_ph_counter \

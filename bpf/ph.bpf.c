@@ -41,7 +41,7 @@ __u64 counters[FRAIL_PH_COUNTERS] = {};
 /* By id modulo its size: a lookup that costs nothing for a VM nobody follows. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FRAIL_PH_VMS);
+	__uint(max_entries, FRAIL_VM_SLOTS);
 	__type(key, __u32);
 	__type(value, struct frail_ph_vm);
 } vms SEC(".maps");
@@ -641,7 +641,7 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
 		return 0;
 	}
-	slot = c.h.vm % FRAIL_PH_VMS;
+	slot = c.h.vm % FRAIL_VM_SLOTS;
 	vm = bpf_map_lookup_elem(&vms, &slot);
 	if (!vm || vm->vm != c.h.vm || !(vm->flags & 1) || c.h.kind != FRAIL_EVENT_ENTER)
 		return 0;

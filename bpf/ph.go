@@ -71,9 +71,6 @@ const (
 	PhVMLearn = 2
 )
 
-// PhVMs is how many VMs the analysis can follow: a VM's slot is its id modulo this.
-const PhVMs = 4096
-
 // LoadPh parses the compiled sequence analysis. It allocates nothing in the kernel.
 func LoadPh() (*ebpf.CollectionSpec, error) {
 	spec, err := loadPh()

@@ -29,9 +29,6 @@ enum frail_ph_event_flags {
 #define FRAIL_PH_OTHER_NUMBER FRAIL_PH_NUMBERS
 #define FRAIL_PH_NO_NUMBER (FRAIL_PH_NUMBERS + 1)
 
-/* A VM's slot is its id modulo this; two of one slot cannot be followed at once. */
-#define FRAIL_PH_VMS 4096
-
 /* Symbols of a profile's calls: 1 to 253; 0 is none given yet. */
 #define FRAIL_PH_MAX_SYMBOL 253
 #define FRAIL_PH_OTHER 254

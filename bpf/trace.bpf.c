@@ -19,23 +19,13 @@ char __license[] SEC("license") = "GPL";
 /* Set before loading: the verifier drops the tests a tracer does not ask for. */
 const volatile struct frail_filter filter = {};
 
-/* The VMs that pass. User space alone updates it, so nothing is preallocated. */
+/* The VMs that pass: each one's id at that id modulo FRAIL_VM_SLOTS. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, FRAIL_MAX_VMS);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FRAIL_VM_SLOTS);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u32);
 } vms SEC(".maps");
-
-/* filter.comm_match's set: thread names, NUL-padded. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, FRAIL_MAX_COMMS);
-	__type(key, __u8[FRAIL_COMM_LEN]);
-	__type(value, __u8);
-} comms SEC(".maps");
 
 /* struct frail_event and struct frail_gap_event; the tracer sets the size. */
 struct {
@@ -67,6 +57,7 @@ struct {
 const struct frail_arm *abi_arm __attribute__((unused));
 const struct frail_layout *abi_layout __attribute__((unused));
 const struct frail_status *abi_status __attribute__((unused));
+const enum frail_limits *abi_limits __attribute__((unused));
 const enum frail_event_kind *abi_event_kind __attribute__((unused));
 const enum frail_event_flags *abi_event_flags __attribute__((unused));
 const enum frail_insn *abi_insn __attribute__((unused));
@@ -201,8 +192,9 @@ static __always_inline __u64 before_nul(__u64 word, __u64 *mask)
 
 static __always_inline bool comm_passes(const struct frail_event_args *ev)
 {
-	__u64 key[FRAIL_COMM_LEN / sizeof(__u64)], mask = ~0ULL;
-	bool member;
+	__u64 low, high, mask = ~0ULL;
+	bool member = false;
+	__u32 i;
 
 	if (filter.comm_match == FRAIL_MATCH_ALL)
 		return true;
@@ -210,19 +202,22 @@ static __always_inline bool comm_passes(const struct frail_event_args *ev)
 		return false;
 
 	/* The guest wrote it. */
-	key[0] = before_nul(ev->comm[0], &mask);
-	key[1] = before_nul(ev->comm[1], &mask);
-	member = bpf_map_lookup_elem(&comms, key);
+	low = before_nul(ev->comm[0], &mask);
+	high = before_nul(ev->comm[1], &mask);
+	for (i = 0; i < FRAIL_MAX_COMMS && i < filter.comm_count && !member; i++)
+		member = low == filter.comms[i][0] && high == filter.comms[i][1];
 	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
 }
 
 static __always_inline bool passes(const struct frail_event_args *ev)
 {
-	__u32 vm = ev->vm;
+	__u32 slot = ev->vm % FRAIL_VM_SLOTS, *vm;
 
 	if (ev->kind > 31 || !(filter.kinds >> ev->kind & 1))
 		return false;
-	if (!bpf_map_lookup_elem(&vms, &vm))
+	vm = bpf_map_lookup_elem(&vms, &slot);
+	/* Zero is no VM's. */
+	if (!vm || !*vm || *vm != ev->vm)
 		return false;
 	/* What is not seen concerns every filter. */
 	if (ev->kind == FRAIL_EVENT_COVERAGE)

@@ -18,9 +18,6 @@
 /* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
 #define FRAIL_X32_BIT 0x40000000
 
-/* VMs one tracer can follow: more than any host runs. */
-#define FRAIL_MAX_VMS 4096
-
 /* Thread names one filter can hold. */
 #define FRAIL_MAX_COMMS 64
 
@@ -42,16 +39,18 @@ enum frail_match {
 /**
  * struct frail_filter - what a tracer wants to see, fixed when it is loaded
  * @kinds: bit 1 << enum frail_event_kind for each kind that passes
- * @comm_match: enum frail_match for the set in the comms map
+ * @comm_match: enum frail_match for @comms
  * @syscall_match: enum frail_match for each table's set
- * @pad: zero
+ * @comm_count: thread names of @comms
+ * @comms: thread names, NUL-padded, as the words of a struct frail_event_args
  * @syscalls: the sets: bit nr % 64 of word nr / 64, without FRAIL_X32_BIT
  */
 struct frail_filter {
 	__u32 kinds;
 	__u32 comm_match;
 	__u32 syscall_match[FRAIL_TABLES];
-	__u32 pad;
+	__u32 comm_count;
+	__u64 comms[FRAIL_MAX_COMMS][2];
 	__u64 syscalls[FRAIL_TABLES][FRAIL_SYSCALLS / 64];
 };
 

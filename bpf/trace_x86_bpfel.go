@@ -94,7 +94,8 @@ type traceFrailFilter struct {
 	Kinds        uint32
 	CommMatch    uint32
 	SyscallMatch [3]uint32
-	Pad          uint32
+	CommCount    uint32
+	Comms        [64][2]uint64
 	Syscalls     [3][16]uint64
 }
 
@@ -147,6 +148,12 @@ type traceFrailLayout struct {
 	Levels        uint32
 	Pad           uint32
 }
+
+type traceFrailLimits uint32
+
+const (
+	traceFrailLimitsFRAIL_VM_SLOTS traceFrailLimits = 4096
+)
 
 type traceFrailLoss uint32
 
@@ -208,7 +215,6 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	traceMapComms          = "comms"
 	traceMapLosses         = "losses"
 	traceMapPending        = "pending"
 	traceMapRing           = "ring"
@@ -227,6 +233,7 @@ const (
 	traceVarAbiInsn        = "abi_insn"
 	traceVarAbiIoctl       = "abi_ioctl"
 	traceVarAbiLayout      = "abi_layout"
+	traceVarAbiLimits      = "abi_limits"
 	traceVarAbiLoss        = "abi_loss"
 	traceVarAbiMatch       = "abi_match"
 	traceVarAbiRefusal     = "abi_refusal"
@@ -286,7 +293,6 @@ type traceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceMapSpecs struct {
-	Comms   *ebpf.MapSpec `ebpf:"comms"`
 	Losses  *ebpf.MapSpec `ebpf:"losses"`
 	Pending *ebpf.MapSpec `ebpf:"pending"`
 	Ring    *ebpf.MapSpec `ebpf:"ring"`
@@ -308,6 +314,7 @@ type traceVariableSpecs struct {
 	AbiInsn       *ebpf.VariableSpec `ebpf:"abi_insn"`
 	AbiIoctl      *ebpf.VariableSpec `ebpf:"abi_ioctl"`
 	AbiLayout     *ebpf.VariableSpec `ebpf:"abi_layout"`
+	AbiLimits     *ebpf.VariableSpec `ebpf:"abi_limits"`
 	AbiLoss       *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiMatch      *ebpf.VariableSpec `ebpf:"abi_match"`
 	AbiRefusal    *ebpf.VariableSpec `ebpf:"abi_refusal"`
@@ -336,7 +343,6 @@ func (o *traceObjects) Close() error {
 //
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceMaps struct {
-	Comms   *ebpf.Map `ebpf:"comms"`
 	Losses  *ebpf.Map `ebpf:"losses"`
 	Pending *ebpf.Map `ebpf:"pending"`
 	Ring    *ebpf.Map `ebpf:"ring"`
@@ -345,7 +351,6 @@ type traceMaps struct {
 
 func (m *traceMaps) Close() error {
 	return _TraceClose(
-		m.Comms,
 		m.Losses,
 		m.Pending,
 		m.Ring,
@@ -368,6 +373,7 @@ type traceVariables struct {
 	AbiInsn       *ebpf.Variable `ebpf:"abi_insn"`
 	AbiIoctl      *ebpf.Variable `ebpf:"abi_ioctl"`
 	AbiLayout     *ebpf.Variable `ebpf:"abi_layout"`
+	AbiLimits     *ebpf.Variable `ebpf:"abi_limits"`
 	AbiLoss       *ebpf.Variable `ebpf:"abi_loss"`
 	AbiMatch      *ebpf.Variable `ebpf:"abi_match"`
 	AbiRefusal    *ebpf.Variable `ebpf:"abi_refusal"`

@@ -37,6 +37,8 @@ static DEFINE_HASHTABLE(vms, 8);
 static DEFINE_MUTEX(vms_lock);
 static DECLARE_WAIT_QUEUE_HEAD(vms_gone);
 static u32 last_id;
+/* Of the VMs there are, by id % FRAIL_VM_SLOTS; under vms_lock. */
+static DECLARE_BITMAP(slots, FRAIL_VM_SLOTS);
 
 /* Held by hooks of what KVM calls without kvm->srcu; set_efer may sleep below one. */
 DEFINE_SRCU(frail_srcu);
@@ -293,6 +295,7 @@ static void vm_free(struct frail_vm *vm)
 {
 	mutex_lock(&vms_lock);
 	hash_del_rcu(&vm->node);
+	__clear_bit(vm->id % FRAIL_VM_SLOTS, slots);
 	synchronize_rcu();
 	synchronize_srcu(&vm->kvm->srcu);
 	synchronize_srcu(&frail_srcu);
@@ -588,6 +591,19 @@ static enum frail_refusal refusal(struct kvm *kvm)
 	return FRAIL_REFUSAL_NONE;
 }
 
+/* Gives a VM its id and the slot of it. Under vms_lock; false: all are taken. */
+static bool take_id(struct frail_vm *vm)
+{
+	if (bitmap_full(slots, FRAIL_VM_SLOTS))
+		return false;
+	do
+		last_id++;
+	while (!last_id || test_bit(last_id % FRAIL_VM_SLOTS, slots));
+	__set_bit(last_id % FRAIL_VM_SLOTS, slots);
+	vm->id = last_id;
+	return true;
+}
+
 /**
  * frail_arm() - arm the VM behind a KVM descriptor
  * @arm: FRAIL_IOC_ARM's argument
@@ -635,14 +651,18 @@ struct file *frail_arm(struct frail_arm *arm)
 		err = -EBUSY;
 		goto unlock;
 	}
+	if (!take_id(vm)) {
+		err = -ENOSPC;
+		goto unlock;
+	}
 	file = anon_inode_getfile("frail-vm", &vm_fops, vm, O_RDWR);
 	if (IS_ERR(file)) {
 		err = PTR_ERR(file);
+		__clear_bit(vm->id % FRAIL_VM_SLOTS, slots);
 		goto unlock;
 	}
 	/* vm_free() drops it; the descriptor's own reference goes before that runs. */
 	__module_get(THIS_MODULE);
-	vm->id = ++last_id;
 	arm->vm = vm->id;
 	hash_add_rcu(vms, &vm->node, (unsigned long)kvm);
 	mutex_unlock(&vms_lock);

@@ -3,6 +3,7 @@
 package tracer
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -26,7 +27,7 @@ const (
 	// MaxRingBytes bounds the kernel memory of one tracer.
 	MaxRingBytes = 256 << 20
 	// MaxComms is how many thread names one filter can hold.
-	MaxComms = 64
+	MaxComms = bpf.MaxComms
 )
 
 // ErrNoTracepoint is in the chain of [Tracer.Attach]'s error when the kernel has no
@@ -80,7 +81,6 @@ type objects struct {
 	Exit     *ebpf.Program `ebpf:"guest_sys_exit"`
 	Coverage *ebpf.Program `ebpf:"guest_coverage"`
 	VMs      *ebpf.Map     `ebpf:"vms"`
-	Comms    *ebpf.Map     `ebpf:"comms"`
 	Ring     *ebpf.Map     `ebpf:"ring"`
 	Losses   *ebpf.Map     `ebpf:"losses"`
 	Pending  *ebpf.Map     `ebpf:"pending"`
@@ -88,7 +88,7 @@ type objects struct {
 
 func (o *objects) close() error {
 	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.VMs.Close(),
-		o.Comms.Close(), o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
+		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
 }
 
 // Tracer follows VMs. All methods are safe for concurrent use.
@@ -145,13 +145,6 @@ func New(opts Options) (*Tracer, error) {
 
 // prepare fills the maps and maps the memory.
 func (t *Tracer) prepare(opts Options) error {
-	for _, comm := range opts.Filter.Comms {
-		var key [bpf.CommLen]byte
-		copy(key[:], comm)
-		if err := t.objs.Comms.Put(key, uint8(1)); err != nil {
-			return fmt.Errorf("set thread name filter: %w", err)
-		}
-	}
 	for _, vm := range opts.VMs {
 		if err := t.AddVM(vm); err != nil {
 			return err
@@ -205,9 +198,15 @@ func (f *Filter) compile() (bpf.Filter, error) {
 	if len(f.Comms) > MaxComms {
 		return out, fmt.Errorf("%d thread names to filter by: at most %d", len(f.Comms), MaxComms)
 	}
-	for _, comm := range f.Comms {
+	out.CommCount = uint32(len(f.Comms))
+	for i, comm := range f.Comms {
 		if err := checkComm(comm); err != nil {
 			return out, err
+		}
+		var name [bpf.CommLen]byte
+		copy(name[:], comm)
+		for word := range out.Comms[i] {
+			out.Comms[i][word] = binary.NativeEndian.Uint64(name[8*word:])
 		}
 	}
 	switch {
@@ -236,17 +235,15 @@ func checkComm(comm string) error {
 	return nil
 }
 
-// AddVM makes the tracer follow another VM. Adding one twice is no error.
+// AddVM makes the tracer follow another VM, and no more one that was disarmed and had the
+// same slot ([bpf.VMSlots]). Adding one twice is no error.
 func (t *Tracer) AddVM(id uint32) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return fmt.Errorf("follow VM %d: %w", id, os.ErrClosed)
 	}
-	if err := t.objs.VMs.Put(id, uint8(1)); err != nil {
-		if errors.Is(err, unix.E2BIG) {
-			return fmt.Errorf("follow VM %d: the tracer follows %d VMs already", id, t.objs.VMs.MaxEntries())
-		}
+	if err := t.objs.VMs.Put(id%bpf.VMSlots, id); err != nil {
 		return fmt.Errorf("follow VM %d: %w", id, err)
 	}
 	return nil
@@ -260,7 +257,12 @@ func (t *Tracer) RemoveVM(id uint32) error {
 	if t.closed {
 		return fmt.Errorf("leave VM %d: %w", id, os.ErrClosed)
 	}
-	if err := t.objs.VMs.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	var has uint32
+	err := t.objs.VMs.Lookup(id%bpf.VMSlots, &has)
+	if err == nil && has == id {
+		err = t.objs.VMs.Put(id%bpf.VMSlots, uint32(0))
+	}
+	if err != nil {
 		return fmt.Errorf("leave VM %d: %w", id, err)
 	}
 	return nil

@@ -341,7 +341,16 @@ func TestAddAndRemoveVM(t *testing.T) {
 	k.At(0).Nr = 4
 	fire(t, tr, k, 0)
 
-	if r := drain(t, tr); !slices.Equal(r.stream, []string{"event 2", "event 4"}) {
+	// Its slot is another's now.
+	must(t, tr.AddVM(7+bpf.VMSlots))
+	must(t, tr.RemoveVM(7))
+	k.At(0).Nr = 5
+	fire(t, tr, k, 0)
+	k.At(0).Vm = 7 + bpf.VMSlots
+	k.At(0).Nr = 6
+	fire(t, tr, k, 0)
+
+	if r := drain(t, tr); !slices.Equal(r.stream, []string{"event 2", "event 4", "event 6"}) {
 		t.Errorf("stream %q", r.stream)
 	}
 }

@@ -93,6 +93,8 @@ func armError(err error, refusal uint32) error {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w: %s: %w", ErrUnsupported, refusalText(refusal), err)
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("%d VMs are armed, which is all that can be: %w", bpf.VMSlots, err)
 	case errors.Is(err, unix.EBADF):
 		return fmt.Errorf("KVM descriptor is not open: %w", err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTTY):

@@ -138,7 +138,7 @@ func (a *Analyzer) AddVM(vm uint32, s ph.Settings) error {
 	if s.ProcessLimit >= ph.MaxProcessLimit {
 		return fmt.Errorf("analyse VM %d: process limit %d is not below %d", vm, s.ProcessLimit, ph.MaxProcessLimit)
 	}
-	slot := vm % bpf.PhVMs
+	slot := vm % bpf.VMSlots
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
@@ -149,7 +149,7 @@ func (a *Analyzer) AddVM(vm uint32, s ph.Settings) error {
 		return fmt.Errorf("analyse VM %d: %w", vm, err)
 	}
 	if old.Flags&bpf.PhVMUsed != 0 && old.Vm != vm {
-		return fmt.Errorf("analyse VM %d: VM %d has its place: at most %d VMs with ids that near", vm, old.Vm, bpf.PhVMs)
+		return fmt.Errorf("analyse VM %d: VM %d has its place: at most %d VMs with ids that near", vm, old.Vm, bpf.VMSlots)
 	}
 	v := bpf.PhVM{
 		Vm:            vm,
@@ -171,7 +171,7 @@ func (a *Analyzer) AddVM(vm uint32, s ph.Settings) error {
 // RemoveVM makes the analyser leave a VM alone and frees its threads. Its profiles stay
 // until they are deleted.
 func (a *Analyzer) RemoveVM(vm uint32) error {
-	slot := vm % bpf.PhVMs
+	slot := vm % bpf.VMSlots
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
