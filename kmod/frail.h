@@ -211,6 +211,7 @@ bool frail_svm_encrypted(struct kvm_vcpu *vcpu);
 void frail_vcpu_set_dr7(struct kvm_vcpu *vcpu, unsigned long dr7, unsigned long rest);
 int frail_vcpu_handle_dr(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest);
 int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned long payload);
+void frail_vmx_forget(struct frail_vm *vm, struct kvm_vcpu *vcpu);
 void frail_vmx_follow(struct frail_vm *vm, struct kvm_vcpu *vcpu);
 
 /* report.c */

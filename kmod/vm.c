@@ -125,6 +125,8 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 			vm->lstar = 0;
 			vm->layout_valid = false;
 			spin_unlock(&vm->status_lock);
+			if (kvmsym.intel)
+				frail_vmx_forget(vm, vcpu);
 		}
 	}
 	srcu_read_unlock(&frail_srcu, idx);

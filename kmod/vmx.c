@@ -132,6 +132,14 @@ static void report_int80(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 			   frame.ip, frame.sp, frail_msr(vcpu, MSR_LSTAR));
 }
 
+/* At the first instruction of the kernel's SYSENTER entry. */
+static void report_sysenter(struct frail_vm *vm, struct kvm_vcpu *vcpu)
+{
+	/* The vDSO, and Linux after it, keep the user's stack pointer in EBP. */
+	frail_report_enter(vm, vcpu, FRAIL_INSN_SYSENTER, 0,
+			   (u32)vcpu->arch.regs[VCPU_REGS_RBP], frail_msr(vcpu, MSR_LSTAR));
+}
+
 /**
  * frail_queue_exception() - KVM gives a guest an exception with a payload
  * @vcpu: a vCPU of any VM, loaded
@@ -155,19 +163,19 @@ int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned l
 		goto out;
 	fv = &vm->vcpus[vcpu->vcpu_idx];
 	ip = frail_rip(vcpu);
-	if ((payload & DR_TRAP0) && ip == fv->bp[BP_INT80]) {
+	if ((payload & DR_TRAP0) && ip == fv->bp[BP_INT80])
 		traps |= DR_TRAP0;
-		report_int80(vm, vcpu);
-	}
-	if ((payload & DR_TRAP1) && ip == fv->bp[BP_SYSENTER]) {
+	if ((payload & DR_TRAP1) && ip == fv->bp[BP_SYSENTER])
 		traps |= DR_TRAP1;
-		/* The vDSO, and Linux after it, keep the user's stack pointer in EBP. */
-		frail_report_enter(vm, vcpu, FRAIL_INSN_SYSENTER, 0,
-				   (u32)vcpu->arch.regs[VCPU_REGS_RBP],
-				   frail_msr(vcpu, MSR_LSTAR));
-	}
 	if (!traps)
 		goto out;
+	/* In another kernel it may be any instruction. */
+	if (frail_msr(vcpu, MSR_LSTAR) == fv->entries_of) {
+		if (traps & DR_TRAP0)
+			report_int80(vm, vcpu);
+		if ((traps & DR_TRAP1) && ip == frail_msr(vcpu, MSR_IA32_SYSENTER_EIP))
+			report_sysenter(vm, vcpu);
+	}
 	/* The instruction itself runs without a breakpoint, once. */
 	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) | X86_EFLAGS_RF);
 	/* What came with it is the guest's. */
@@ -177,6 +185,20 @@ int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned l
 out:
 	srcu_read_unlock(&frail_srcu, idx);
 	return ret;
+}
+
+/**
+ * frail_vmx_forget() - take away the breakpoints of a kernel that is gone
+ * @vm: the VM, armed or being disarmed
+ * @vcpu: the vCPU, loaded and not in guest mode
+ */
+void frail_vmx_forget(struct frail_vm *vm, struct kvm_vcpu *vcpu)
+{
+	struct frail_vcpu *fv = &vm->vcpus[vcpu->vcpu_idx];
+
+	memset(fv->bp, 0, sizeof(fv->bp));
+	fv->entries_of = 0;
+	reload_dr7(vcpu);
 }
 
 /**
@@ -192,15 +214,14 @@ void frail_vmx_follow(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 	if (frail_is_guest_mode(vcpu))
 		return;
 	/* Another kernel's, or none that has come so far. */
-	if (lstar && lstar == READ_ONCE(vm->lstar)) {
-		if (frail_int_gate(vcpu, FRAIL_INT80, 3, &fv->bp[BP_INT80]))
-			fv->bp[BP_INT80] = 0;
-		fv->bp[BP_SYSENTER] = frail_msr(vcpu, MSR_IA32_SYSENTER_CS) & 0xfffc ?
-			frail_msr(vcpu, MSR_IA32_SYSENTER_EIP) : 0;
-		fv->entries_of = lstar;
-	} else {
-		memset(fv->bp, 0, sizeof(fv->bp));
-		fv->entries_of = 0;
+	if (!lstar || lstar != READ_ONCE(vm->lstar)) {
+		frail_vmx_forget(vm, vcpu);
+		return;
 	}
+	if (frail_int_gate(vcpu, FRAIL_INT80, 3, &fv->bp[BP_INT80]))
+		fv->bp[BP_INT80] = 0;
+	fv->bp[BP_SYSENTER] = frail_msr(vcpu, MSR_IA32_SYSENTER_CS) & 0xfffc ?
+		frail_msr(vcpu, MSR_IA32_SYSENTER_EIP) : 0;
+	fv->entries_of = lstar;
 	reload_dr7(vcpu);
 }
