@@ -19,7 +19,7 @@ HOST := bookworm
 RUN_CMD ?= dmesg
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
-PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
+PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred|TestRefused)
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,25m)
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
@@ -77,8 +77,9 @@ lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
 lab-guest: deps ## build the lab's guest, if its inputs changed
 	@$(LAB) guest $B/guest
 
-lab-module: deps ## build frail.ko for the lab's host into build/hosts
+lab-module: deps ## build frail.ko, and a livepatch for the tests, for the lab's host into build/hosts
 	@$(LAB) module kmod $H/lab
+	@$(LAB) module lab/proof/livepatch $H/lab
 
 # All that the lab's host needs of this tree.
 lab-files: build small-files
@@ -97,7 +98,7 @@ lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN
 
 # The small host gets these of this tree, at the places where the lab's host has them.
 SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --memory 2048 --file $H/guest=guest \
-	$(foreach f,frail.ko proof.test lab-cost,--file $H/lab/$f=lab/$f)
+	$(foreach f,frail.ko livepatch.ko proof.test lab-cost,--file $H/lab/$f=lab/$f)
 PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT)
 
 small-files: lab-module
