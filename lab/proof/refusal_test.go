@@ -60,7 +60,7 @@ const (
 	fredEAX     = 1 << 17
 )
 
-// kvmIoctl makes a request of KVM.
+// kvmIoctl makes a request of KVM whose argument is a number.
 func kvmIoctl(t *testing.T, fd int, request uint, arg uintptr) int {
 	t.Helper()
 	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), arg)
@@ -110,7 +110,9 @@ func setFRED(t *testing.T, vcpu int, fred bool) {
 	if fred {
 		cpuid.entries[1].eax = fredEAX
 	}
-	kvmIoctl(t, vcpu, kvmSetCPUID2, uintptr(unsafe.Pointer(&cpuid)))
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vcpu), kvmSetCPUID2, uintptr(unsafe.Pointer(&cpuid))); errno != 0 {
+		t.Fatalf("set the vCPU's CPUID: %v", errno)
+	}
 }
 
 // arm arms a VM.
