@@ -104,6 +104,19 @@ static inline bool frail_vm_is_protected(struct kvm *kvm)
 #endif
 }
 
+/*
+ * KVM has a vendor module. It fills @ops in, and clears no more than this when it is
+ * unloaded and KVM is not.
+ */
+static inline bool frail_kvm_has_vendor(struct kvm_x86_ops *ops)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+	return ops->enable_virtualization_cpu;
+#else
+	return ops->hardware_enable;
+#endif
+}
+
 /* The vCPU runs a guest of its guest. */
 static inline bool frail_is_guest_mode(struct kvm_vcpu *vcpu)
 {
@@ -143,9 +156,12 @@ struct frail_direct {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
 static inline int frail_direct_attach(struct frail_direct *d)
 {
-	int err = ftrace_set_filter_ip(&d->ops, d->ip, 0, 1);
+	int err = ftrace_set_filter_ip(&d->ops, d->ip, 0, 1) ?:
+		  register_ftrace_direct(&d->ops, d->tramp);
 
-	return err ?: register_ftrace_direct(&d->ops, d->tramp);
+	if (err)
+		ftrace_free_filter(&d->ops);
+	return err;
 }
 
 static inline void frail_direct_detach(struct frail_direct *d)

@@ -46,7 +46,7 @@ int frail_symbols_resolve(void)
 
 	module_of = (module_address_fn)lookup("__module_address");
 	kvmsym.ops = (struct kvm_x86_ops *)lookup("kvm_x86_ops");
-	if (!kvmsym.ops || !kvmsym.ops->set_efer) {
+	if (!kvmsym.ops || !frail_kvm_has_vendor(kvmsym.ops)) {
 		pr_err("KVM is not loaded: load kvm_amd or kvm_intel first\n");
 		return -ENODEV;
 	}

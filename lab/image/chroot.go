@@ -4,8 +4,10 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,10 +41,11 @@ func (h *Host) BuildModule(ctx context.Context, src, dst string, log io.Writer) 
 		return fmt.Errorf("build %s: %w", filepath.Base(src), err)
 	}
 	defer os.RemoveAll(work)
-	// The module's source may include the ABI header beside it, so the layout
-	// of the repository is kept.
+	// The module's source may include the ABI header beside it, if there is one,
+	// so the layout of the repository is kept.
 	for _, dir := range []string{filepath.Base(src), "bpf"} {
-		if err := copyDir(filepath.Join(work, dir), filepath.Join(filepath.Dir(src), dir)); err != nil {
+		err := copyDir(filepath.Join(work, dir), filepath.Join(filepath.Dir(src), dir))
+		if err != nil && !(dir == "bpf" && errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("build %s: %w", filepath.Base(src), err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"frail/bpf"
 )
@@ -44,12 +45,29 @@ type Report struct {
 // Equal reports whether there is no difference.
 func (r *Report) Equal() bool { return r.First == "" }
 
+const reportFormat = "tasks %d, calls %d (%d before identity), missing %d, extra %d, differing %d; " +
+	"returns %d, known %d (%s %%), unknown %d, not told %d, wrong %d"
+
 // String is the report in one line.
 func (r *Report) String() string {
-	return fmt.Sprintf("tasks %d, calls %d (%d before identity), missing %d, extra %d, differing %d; "+
-		"returns %d, known %d (%.2f %%), unknown %d, not told %d, wrong %d",
+	return fmt.Sprintf(reportFormat,
 		r.Tasks, r.Calls, r.Anonymous, r.Missing, r.Extra, r.Differing,
-		r.Returns, r.Known, r.KnownPercent(), r.Unknown, r.Returns-r.Known-r.Unknown, r.Wrong)
+		r.Returns, r.Known, fmt.Sprintf("%.2f", r.KnownPercent()), r.Unknown, r.Returns-r.Known-r.Unknown, r.Wrong)
+}
+
+// ParseReport returns the report that a line of a log ends with, as String has it: without First.
+func ParseReport(line string) (*Report, bool) {
+	i := strings.Index(line, "tasks ")
+	if i < 0 {
+		return nil, false
+	}
+	r := new(Report)
+	var percent string
+	var untold int
+	_, err := fmt.Sscanf(line[i:], reportFormat,
+		&r.Tasks, &r.Calls, &r.Anonymous, &r.Missing, &r.Extra, &r.Differing,
+		&r.Returns, &r.Known, &percent, &r.Unknown, &untold, &r.Wrong)
+	return r, err == nil
 }
 
 // KnownPercent is how many percent of the returns the host knows.

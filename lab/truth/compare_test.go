@@ -264,3 +264,18 @@ func TestNoMarker(t *testing.T) {
 		t.Error("a guest's record without marker was compared")
 	}
 }
+
+// A report is read back from a line of a test's log.
+func TestParseReport(t *testing.T) {
+	want := Report{Tasks: 97, Calls: 3583, Anonymous: 1, Missing: 2, Extra: 3, Differing: 4, Returns: 3382, Known: 3236, Unknown: 145, Wrong: 5}
+	for _, r := range []Report{want, {}} {
+		if got, ok := ParseReport("    truth_test.go:40: " + r.String()); !ok || *got != r {
+			t.Errorf("%v was read as %v", &r, got)
+		}
+	}
+	for _, line := range []string{"", "tasks", "    x_test.go:1: tasks 97, calls many", "=== RUN   TestTruth", want.String()[:90]} {
+		if got, ok := ParseReport(line); ok {
+			t.Errorf("%q was read as %v", line, got)
+		}
+	}
+}

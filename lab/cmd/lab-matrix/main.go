@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command lab-matrix runs the tests on every host of the lab and prints what became
+// of them. "make lab-matrix" calls it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"frail/lab/image"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+// cell is one of make's targets on one host. libvirt does not fit on an Intel host.
+type cell struct{ host, vendor, target string }
+
+var cells = []cell{
+	{"bookworm", "amd", "lab-proof"},
+	{"bookworm", "amd", "lab-test"},
+	{"trixie", "amd", "lab-proof"},
+	{"trixie", "amd", "lab-test"},
+	{"sid", "amd", "lab-proof"},
+	{"sid", "amd", "lab-test"},
+	{"bookworm", "intel", "lab-proof"},
+	{"trixie", "intel", "lab-proof"},
+}
+
+func (c cell) String() string { return c.host + "/" + c.vendor + "/" + c.target }
+
+// isOf reports whether name is the cell's, up to one of its slashes.
+func (c cell) isOf(name string) bool { return strings.HasPrefix(c.String()+"/", name+"/") }
+
+// selectCells returns the cells of these names, all if there is none.
+func selectCells(names []string) ([]cell, error) {
+	if len(names) == 0 {
+		return cells, nil
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(cells, func(c cell) bool { return c.isOf(name) }) {
+			return nil, fmt.Errorf("no cell is called %q: want some of %v, or their beginnings", name, cells)
+		}
+	}
+	var selected []cell
+	for _, c := range cells {
+		if slices.ContainsFunc(names, c.isOf) {
+			selected = append(selected, c)
+		}
+	}
+	return selected, nil
+}
+
+func newRoot() *cobra.Command {
+	return &cobra.Command{
+		Use:   "lab-matrix [CELL...]",
+		Short: "Run the tests on every host of the lab, and print what became of them",
+		Long: fmt.Sprintf(`Run the tests on every host of the lab, one after the other, and print what became
+of them and what the comparisons of records found. A cell that fails does not keep
+the others from running; the exit status is 1 then. What each printed is left in
+%s.
+
+A CELL is HOST/VENDOR/TARGET, HOST/VENDOR or HOST. There are:
+  %s`, logDir, strings.Trim(strings.ReplaceAll(fmt.Sprint(cells), " ", "\n  "), "[]")),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			selected, err := selectCells(args)
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(logDir, 0o755); err != nil {
+				return fmt.Errorf("create the directory of logs: %w", err)
+			}
+			var results []*result
+			bad := 0
+			for _, c := range selected {
+				r := c.run(cmd.Context())
+				results = append(results, r)
+				if r.problem() != "" {
+					bad++
+				}
+				if cmd.Context().Err() != nil {
+					break
+				}
+			}
+			writeTables(cmd.OutOrStdout(), results)
+			if bad > 0 || len(results) < len(selected) {
+				return fmt.Errorf("%d of %d cells failed, %d were not run", bad, len(selected), len(selected)-len(results))
+			}
+			return nil
+		},
+	}
+}
+
+// logDir is where the output of each cell is left.
+const logDir = "build/lab/matrix"
+
+// result is what became of a cell.
+type result struct {
+	cell
+	release string // of the host's kernel
+	output
+	err error // of the lab, or make's exit status
+}
+
+// run runs a cell and shows what it prints.
+func (c cell) run(ctx context.Context) *result {
+	r := &result{cell: c}
+	r.err = r.make(ctx)
+	return r
+}
+
+func (r *result) make(ctx context.Context) error {
+	h, err := image.BuildHost(ctx, r.host, os.Stderr)
+	if err != nil {
+		return err
+	}
+	r.release = h.Release
+	log, err := os.Create(filepath.Join(logDir, strings.ReplaceAll(r.cell.String(), "/", "-")+".log"))
+	if err != nil {
+		return fmt.Errorf("create the log: %w", err)
+	}
+	defer log.Close()
+	// Other variables of make's command line are in MAKEFLAGS.
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", r.target, "HOST="+r.host, "VENDOR="+r.vendor)
+	cmd.Stdout = io.MultiWriter(os.Stdout, log, &r.output)
+	cmd.Stderr = io.MultiWriter(os.Stderr, log)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	fmt.Fprintln(os.Stderr, "lab-matrix:", cmd)
+	return errors.Join(cmd.Run(), ctx.Err())
+}
+
+// problem says why a cell failed; "" if it did not.
+func (r *result) problem() string {
+	unfinished := r.ended("")
+	switch n := len(r.ended(failed)); {
+	case n > 0:
+		return fmt.Sprintf("failed: %d tests", n)
+	case len(unfinished) > 0:
+		return "failed: cut off in " + unfinished[len(unfinished)-1]
+	case r.err != nil:
+		return "failed: " + r.err.Error()
+	case len(r.tests) == 0:
+		return "failed: no test ran"
+	}
+	return ""
+}
+
+// writeTables writes what became of the cells, and what comparisons found.
+func writeTables(w io.Writer, results []*result) {
+	fmt.Fprintf(w, "\n| host | kernel | vendor | target | passed | failed | skipped | result |\n|%s\n", strings.Repeat(" --- |", 8))
+	var notes strings.Builder
+	reports := 0
+	for _, r := range results {
+		problem := r.problem()
+		if problem == "" {
+			problem = "passed"
+		}
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %d | %d | %d | %s |\n", r.host, r.release, r.vendor, r.target,
+			len(r.ended(passed)), len(r.ended(failed)), len(r.ended(skipped)), problem)
+		for _, o := range []outcome{failed, skipped} {
+			if names := r.ended(o); len(names) > 0 {
+				fmt.Fprintf(&notes, "%s: %s: %s\n", r.cell, o, strings.Join(names, ", "))
+			}
+		}
+		reports += len(r.reports)
+	}
+	fmt.Fprintf(w, "\n%s", notes.String())
+	if reports == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n| host | vendor | test | tasks | calls | missing | extra | differing | returns | known | unknown | wrong |\n|%s\n",
+		strings.Repeat(" --- |", 12))
+	for _, r := range results {
+		for _, rep := range r.reports {
+			fmt.Fprintf(w, "| %s | %s | %s | %d | %d | %d | %d | %d | %d | %.2f %% | %d | %d |\n", r.host, r.vendor, rep.test,
+				rep.Tasks, rep.Calls, rep.Missing, rep.Extra, rep.Differing, rep.Returns, rep.KnownPercent(), rep.Unknown, rep.Wrong)
+		}
+	}
+}

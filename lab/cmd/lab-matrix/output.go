@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"regexp"
+
+	"frail/lab/truth"
+)
+
+// outcome is what became of a test. One that has begun and not ended has none.
+type outcome string
+
+const (
+	passed  outcome = "PASS"
+	failed  outcome = "FAIL"
+	skipped outcome = "SKIP"
+)
+
+// output reads what a test binary prints with -test.v, mixed with whatever else is
+// printed, as it comes.
+type output struct {
+	tests    []string // and their subtests, as they began
+	outcomes map[string]outcome
+	reports  []report
+
+	line    []byte // the last one, as far as it has come
+	current string // the test that prints
+}
+
+// report is what a comparison of two records found.
+type report struct {
+	test string
+	*truth.Report
+}
+
+var (
+	beginLine = regexp.MustCompile(`^=== (RUN|NAME|CONT) +(\S+)`)
+	endLine   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
+)
+
+// Write never fails.
+func (o *output) Write(p []byte) (int, error) {
+	o.line = append(o.line, p...)
+	for {
+		line, rest, ok := bytes.Cut(o.line, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		o.read(string(line))
+		o.line = rest
+	}
+}
+
+func (o *output) read(line string) {
+	if o.outcomes == nil {
+		o.outcomes = map[string]outcome{}
+	}
+	if m := beginLine.FindStringSubmatch(line); m != nil {
+		o.current = m[2]
+		if m[1] == "RUN" {
+			o.tests = append(o.tests, m[2])
+		}
+	} else if m := endLine.FindStringSubmatch(line); m != nil {
+		o.outcomes[m[2]] = outcome(m[1])
+	} else if r, ok := truth.ParseReport(line); ok {
+		o.reports = append(o.reports, report{o.current, r})
+	}
+}
+
+// ended returns the tests, subtests among them, that ended in this way; those that did
+// not end if it is "".
+func (o *output) ended(want outcome) (names []string) {
+	for _, name := range o.tests {
+		if o.outcomes[name] == want {
+			names = append(names, name)
+		}
+	}
+	return names
+}
