@@ -28,8 +28,8 @@ LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
 TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,30m)
 
 B := build
-# What the lab's host sees at /frail.
-H := $B/hosts/$(HOST)
+# What the lab's host sees at /frail. Hosts of both vendors may run at the same time.
+H := $B/hosts/$(HOST)$(if $(filter intel,$(VENDOR)),-intel)
 LAB := $(GO) run ./lab/cmd/lab --host $(HOST)
 GOFILES := $(shell find . -name '*.go' -not -path './build/*')
 
@@ -63,7 +63,8 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
 
-test: lint unit lab-test lab-proof ## every test
+test: lint unit ## every test of a change: make lab-matrix without arguments has more hosts
+	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"
 
 install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PREFIX, KO)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $B/bin/frail

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -73,9 +74,10 @@ func newRoot() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lab-matrix [CELL...]",
 		Short: "Run the tests on every host of the lab, and print what became of them",
-		Long: fmt.Sprintf(`Run the tests on every host of the lab, one after the other, and print what became
-of them and what the comparisons of records found. A cell that fails does not keep
-the others from running; the exit status is 1 then. What each printed is left in
+		Long: fmt.Sprintf(`Run the tests on every host of the lab and print what became of them and what the
+comparisons of records found. Each emulated vendor has a processor of this machine to
+itself, with one cell at a time. A cell that fails does not keep the others from
+running; the exit status is 1 then. What each printed is left in
 %s.
 
 A CELL is HOST/VENDOR/TARGET, HOST/VENDOR or HOST. There are:
@@ -90,21 +92,16 @@ A CELL is HOST/VENDOR/TARGET, HOST/VENDOR or HOST. There are:
 			if err := os.MkdirAll(logDir, 0o755); err != nil {
 				return fmt.Errorf("create the directory of logs: %w", err)
 			}
-			var results []*result
+			results := runAll(cmd.Context(), selected)
+			writeTables(cmd.OutOrStdout(), results)
 			bad := 0
-			for _, c := range selected {
-				r := c.run(cmd.Context())
-				results = append(results, r)
+			for _, r := range results {
 				if r.problem() != "" {
 					bad++
 				}
-				if cmd.Context().Err() != nil {
-					break
-				}
 			}
-			writeTables(cmd.OutOrStdout(), results)
-			if bad > 0 || len(results) < len(selected) {
-				return fmt.Errorf("%d of %d cells failed, %d were not run", bad, len(selected), len(selected)-len(results))
+			if bad > 0 {
+				return fmt.Errorf("%d of %d cells failed", bad, len(results))
 			}
 			return nil
 		},
@@ -122,11 +119,25 @@ type result struct {
 	err error // of the lab, or make's exit status
 }
 
-// run runs a cell and shows what it prints.
-func (c cell) run(ctx context.Context) *result {
-	r := &result{cell: c}
-	r.err = r.make(ctx)
-	return r
+// runAll runs cells, those of different vendors at the same time, and shows what they
+// print.
+func runAll(ctx context.Context, selected []cell) []*result {
+	var vendors sync.WaitGroup
+	results := make([]*result, len(selected))
+	byVendor := map[string][]*result{}
+	for i, c := range selected {
+		results[i] = &result{cell: c}
+		byVendor[c.vendor] = append(byVendor[c.vendor], results[i])
+	}
+	for _, rs := range byVendor {
+		vendors.Go(func() {
+			for _, r := range rs {
+				r.err = r.make(ctx)
+			}
+		})
+	}
+	vendors.Wait()
+	return results
 }
 
 func (r *result) make(ctx context.Context) error {
@@ -142,8 +153,10 @@ func (r *result) make(ctx context.Context) error {
 	defer log.Close()
 	// Other variables of make's command line are in MAKEFLAGS.
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", r.target, "HOST="+r.host, "VENDOR="+r.vendor)
-	cmd.Stdout = io.MultiWriter(os.Stdout, log, &r.output)
-	cmd.Stderr = io.MultiWriter(os.Stderr, log)
+	shown := &lines{prefix: r.cell.String() + ": ", to: os.Stdout}
+	defer shown.flush()
+	both := io.MultiWriter(shown, log, &r.output)
+	cmd.Stdout, cmd.Stderr = both, both
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	fmt.Fprintln(os.Stderr, "lab-matrix:", cmd)
 	return errors.Join(cmd.Run(), ctx.Err())

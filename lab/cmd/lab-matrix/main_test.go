@@ -50,6 +50,20 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+func TestLines(t *testing.T) {
+	var b strings.Builder
+	l := &lines{prefix: "a: ", to: &b}
+	for _, part := range []string{"one\ntw", "o\n", "", "\nrest"} {
+		if n, err := l.Write([]byte(part)); n != len(part) || err != nil {
+			t.Errorf("Write(%q) returned %d, %v", part, n, err)
+		}
+	}
+	l.flush()
+	if want := "a: one\na: two\na: \na: rest\n"; b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
 func TestTables(t *testing.T) {
 	var b strings.Builder
 	bad := recorded(t, "testdata/failed.txt")

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"regexp"
 
 	"frail/lab/truth"
@@ -17,6 +19,34 @@ const (
 	failed  outcome = "FAIL"
 	skipped outcome = "SKIP"
 )
+
+// lines passes whole lines on, each with a prefix.
+type lines struct {
+	prefix string
+	to     io.Writer
+	rest   []byte
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.rest = append(l.rest, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.rest, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		if _, err := fmt.Fprintf(l.to, "%s%s\n", l.prefix, line); err != nil {
+			return 0, err
+		}
+		l.rest = rest
+	}
+}
+
+// flush passes on a last line that has no end.
+func (l *lines) flush() {
+	if len(l.rest) > 0 {
+		l.Write([]byte("\n"))
+	}
+}
 
 // output reads what a test binary prints with -test.v, mixed with whatever else is
 // printed, as it comes.
