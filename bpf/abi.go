@@ -91,6 +91,8 @@ const (
 const (
 	RefusalEncrypted = uint32(traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED)
 	RefusalFRED      = uint32(traceFrailRefusalFRAIL_REFUSAL_FRED)
+	// RefusalShadowStack: SYSCALL and SYSRET switch shadow stacks, which frail.ko does not.
+	RefusalShadowStack = uint32(traceFrailRefusalFRAIL_REFUSAL_SHADOW_STACK)
 )
 
 // Requests of frail.ko's descriptors: IocArm of /dev/frail, the others of a

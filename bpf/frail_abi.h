@@ -163,6 +163,7 @@ enum frail_refusal {
 	FRAIL_REFUSAL_NONE = 0,
 	FRAIL_REFUSAL_ENCRYPTED = 1,	/* SEV, SEV-ES, SEV-SNP or TDX */
 	FRAIL_REFUSAL_FRED = 2,		/* the guest may use FRED, which has no SYSCALL */
+	FRAIL_REFUSAL_SHADOW_STACK = 3,	/* its programs may have shadow stacks, which SYSCALL switches */
 };
 
 /**

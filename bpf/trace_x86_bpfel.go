@@ -174,9 +174,10 @@ const (
 type traceFrailRefusal uint32
 
 const (
-	traceFrailRefusalFRAIL_REFUSAL_NONE      traceFrailRefusal = 0
-	traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED traceFrailRefusal = 1
-	traceFrailRefusalFRAIL_REFUSAL_FRED      traceFrailRefusal = 2
+	traceFrailRefusalFRAIL_REFUSAL_NONE         traceFrailRefusal = 0
+	traceFrailRefusalFRAIL_REFUSAL_ENCRYPTED    traceFrailRefusal = 1
+	traceFrailRefusalFRAIL_REFUSAL_FRED         traceFrailRefusal = 2
+	traceFrailRefusalFRAIL_REFUSAL_SHADOW_STACK traceFrailRefusal = 3
 )
 
 type traceFrailStatus struct {

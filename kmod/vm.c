@@ -22,7 +22,8 @@
 
 /* No offset in a task_struct comes near this. */
 #define LAYOUT_OFFSET_MAX	SZ_64K
-/* leaf 7, subleaf 1 */
+/* leaf 7, subleaves 0 and 1 */
+#define CPUID_7_0_ECX_SHSTK	BIT(7)
 #define CPUID_7_1_EAX_FRED	BIT(17)
 
 /* No kernel stack is larger; from ax to sp pt_regs has 80 bytes. */
@@ -547,11 +548,15 @@ static enum frail_state state_of(struct kvm *kvm)
 	return state;
 }
 
-/* The guest's CPU has FRED, by which a kernel takes system calls without LSTAR. */
-static bool has_fred(struct kvm_vcpu *vcpu)
+/*
+ * Whether the guest's CPU has what Frail's SYSCALL does not do: FRED, by which a kernel
+ * takes system calls without LSTAR, or shadow stacks, whose pointer goes to an MSR.
+ */
+static enum frail_refusal cpu_refusal(struct kvm_vcpu *vcpu)
 {
 	unsigned long deadline = jiffies + CPUID_WAIT;
-	bool locked, fred = false;
+	enum frail_refusal refusal = FRAIL_REFUSAL_NONE;
+	bool locked;
 	int i;
 
 	/*
@@ -561,23 +566,26 @@ static bool has_fred(struct kvm_vcpu *vcpu)
 	 */
 	while (!(locked = mutex_trylock(&vcpu->mutex)) && vcpu->arch.last_vmentry_cpu == -1) {
 		if (time_after(jiffies, deadline))
-			return false;
+			return FRAIL_REFUSAL_NONE;
 		cond_resched();
 	}
 	for (i = 0; i < vcpu->arch.cpuid_nent; i++) {
 		const struct kvm_cpuid_entry2 *e = &vcpu->arch.cpuid_entries[i];
 
-		if (e->function == 7 && e->index == 1)
-			fred = e->eax & CPUID_7_1_EAX_FRED;
+		if (e->function == 7 && e->index == 0 && (e->ecx & CPUID_7_0_ECX_SHSTK))
+			refusal = FRAIL_REFUSAL_SHADOW_STACK;
+		if (e->function == 7 && e->index == 1 && (e->eax & CPUID_7_1_EAX_FRED))
+			refusal = FRAIL_REFUSAL_FRED;
 	}
 	if (locked)
 		mutex_unlock(&vcpu->mutex);
-	return fred;
+	return refusal;
 }
 
 /* Why a VM cannot be traced. */
 static enum frail_refusal refusal(struct kvm *kvm)
 {
+	enum frail_refusal refusal;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
@@ -587,8 +595,9 @@ static enum frail_refusal refusal(struct kvm *kvm)
 		if (vcpu->arch.guest_state_protected ||
 		    (!kvmsym.intel && frail_svm_encrypted(vcpu)))
 			return FRAIL_REFUSAL_ENCRYPTED;
-		if (has_fred(vcpu))
-			return FRAIL_REFUSAL_FRED;
+		refusal = cpu_refusal(vcpu);
+		if (refusal)
+			return refusal;
 	}
 	return FRAIL_REFUSAL_NONE;
 }

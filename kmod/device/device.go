@@ -111,6 +111,8 @@ func refusalText(refusal uint32) string {
 		return "its memory or vCPU state is encrypted (SEV, SEV-ES, SEV-SNP or TDX)"
 	case bpf.RefusalFRED:
 		return "its CPU has FRED, by which its kernel takes system calls without SYSCALL"
+	case bpf.RefusalShadowStack:
+		return "its CPU has shadow stacks (CET), which Frail does not switch as SYSCALL does"
 	default:
 		return "the kernel log says why (dmesg | grep frail)"
 	}

@@ -101,6 +101,7 @@ func TestArmErrors(t *testing.T) {
 		{unix.EOPNOTSUPP, 99, ErrUnsupported, "VM cannot be traced: the kernel log says why"},
 		{unix.EOPNOTSUPP, bpf.RefusalEncrypted, ErrUnsupported, "VM cannot be traced: its memory or vCPU state is encrypted (SEV, SEV-ES, SEV-SNP or TDX)"},
 		{unix.EOPNOTSUPP, bpf.RefusalFRED, ErrUnsupported, "VM cannot be traced: its CPU has FRED, by which its kernel takes system calls without SYSCALL"},
+		{unix.EOPNOTSUPP, bpf.RefusalShadowStack, ErrUnsupported, "VM cannot be traced: its CPU has shadow stacks (CET), which Frail does not switch as SYSCALL does"},
 		{unix.ENOSPC, 0, unix.ENOSPC, "4096 VMs are armed"},
 		{unix.EBADF, 0, unix.EBADF, "not open"},
 		{unix.EINVAL, 0, unix.EINVAL, "not a KVM VM"},

@@ -53,11 +53,11 @@ type cpuidEntry struct {
 // cpuidIndexed is KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
 const cpuidIndexed = 1
 
-// The leaf of CPUID with FRED's bit.
+// CPUID's leaf of extended features, and those of a CPU that Frail refuses.
 const (
-	fredLeaf    = 7
-	fredSubleaf = 1
-	fredEAX     = 1 << 17
+	featureLeaf = 7
+	shstkECX    = 1 << 7  // of subleaf 0
+	fredEAX     = 1 << 17 // of subleaf 1
 )
 
 // kvmIoctl makes a request of KVM whose argument is a number.
@@ -97,19 +97,16 @@ func createVCPU(t *testing.T, vm, id int) int {
 	return vcpu
 }
 
-// setFRED gives a vCPU a CPUID with FRED or without.
-func setFRED(t *testing.T, vcpu int, fred bool) {
+// setFeatures gives a vCPU a CPUID with some of shstkECX and fredEAX.
+func setFeatures(t *testing.T, vcpu int, features uint32) {
 	t.Helper()
 	cpuid := struct {
 		n, _    uint32
 		entries [2]cpuidEntry
 	}{n: 2, entries: [2]cpuidEntry{
-		{function: fredLeaf, flags: cpuidIndexed, eax: fredSubleaf},
-		{function: fredLeaf, index: fredSubleaf, flags: cpuidIndexed},
+		{function: featureLeaf, flags: cpuidIndexed, eax: 1, ecx: features & shstkECX},
+		{function: featureLeaf, index: 1, flags: cpuidIndexed, eax: features & fredEAX},
 	}}
-	if fred {
-		cpuid.entries[1].eax = fredEAX
-	}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vcpu), kvmSetCPUID2, uintptr(unsafe.Pointer(&cpuid))); errno != 0 {
 		t.Fatalf("set the vCPU's CPUID: %v", errno)
 	}
@@ -151,16 +148,28 @@ func checkRefused(t *testing.T, vm int, reason string) {
 	}
 }
 
-// TestRefusedFRED arms a VM of which one vCPU has FRED: its kernel could take
-// system calls unseen.
-func TestRefusedFRED(t *testing.T) {
-	vm := createVM(t, 0)
-	setFRED(t, createVCPU(t, vm, 0), false)
-	last := createVCPU(t, vm, 1)
-	setFRED(t, last, true)
-	checkRefused(t, vm, "its CPU has FRED, by which its kernel takes system calls without SYSCALL")
-	setFRED(t, last, false)
-	checkArmed(t, vm)
+// TestRefusedCPU arms VMs of which one vCPU has what a SYSCALL of Frail's cannot do: with
+// FRED its kernel could take system calls unseen, with shadow stacks its programs would
+// end.
+func TestRefusedCPU(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		features uint32
+		reason   string
+	}{
+		{"fred", fredEAX, "its CPU has FRED, by which its kernel takes system calls without SYSCALL"},
+		{"shadow stack", shstkECX, "its CPU has shadow stacks (CET), which Frail does not switch as SYSCALL does"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			vm := createVM(t, 0)
+			setFeatures(t, createVCPU(t, vm, 0), 0)
+			last := createVCPU(t, vm, 1)
+			setFeatures(t, last, tc.features)
+			checkRefused(t, vm, tc.reason)
+			setFeatures(t, last, 0)
+			checkArmed(t, vm)
+		})
+	}
 }
 
 // TestRefusedProtected arms a VM whose memory the host cannot read, where KVM
