@@ -209,9 +209,9 @@ struct frail_layout {
  * struct frail_status - FRAIL_IOC_STATUS's result, on a VM descriptor
  * @size: in: sizeof(struct frail_status)
  * @vm: the VM's id
- * @generation: rises each time a vCPU's first system call under a new LSTAR is
- *	trapped, so once per guest kernel start; 0: no system call yet. poll()
- *	reports POLLPRI while it differs from what the last FRAIL_IOC_STATUS returned
+ * @generation: rises when the first system call to another kernel is trapped, so
+ *	once per guest kernel start; 0: no system call yet. poll() reports POLLPRI
+ *	while it differs from what the last FRAIL_IOC_STATUS returned
  * @vcpus: vCPUs the VM has
  * @armed_vcpus: of those, how many have system-call trapping in hardware now
  * @lstar: LSTAR of the newest generation

@@ -45,6 +45,7 @@ struct frail_symbols {
 	FRAIL_KVM_SYMBOLS(S)
 #undef S
 	unsigned long set_efer_ip;
+	unsigned long set_cr0_ip;
 	/* VMX only, 0 on SVM. */
 	unsigned long setup_uret_ip;
 	unsigned long set_dr7_ip;
@@ -184,6 +185,7 @@ struct frail_vm *frail_vm_find_vcpu(struct kvm_vcpu *vcpu);
 void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar);
 void frail_set_blind(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 blind);
 int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest);
+int frail_vcpu_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0);
 void frail_vcpu_setup_uret(struct kvm_vcpu *vcpu, unsigned long unused, unsigned long rest);
 
 /* hook.c */
@@ -224,6 +226,7 @@ void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 cover
 /* identity.c */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		    struct frail_event *ev);
+void frail_calls_forget(struct frail_vm *vm);
 bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      const struct frail_event *ev);
 void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);

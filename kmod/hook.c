@@ -21,6 +21,7 @@
 
 extern void frail_tramp_handle_ud(void);
 extern void frail_tramp_set_efer(void);
+extern void frail_tramp_set_cr0(void);
 extern void frail_tramp_setup_uret(void);
 extern void frail_tramp_set_dr7(void);
 extern void frail_tramp_handle_dr(void);
@@ -60,6 +61,7 @@ asm(
 "	.size		" #tramp ", .-" #tramp "\n"
 
 TRAMP_FILTER(frail_tramp_handle_ud, frail_handle_ud)
+TRAMP_FILTER(frail_tramp_set_cr0, frail_vcpu_set_cr0)
 TRAMP_FILTER(frail_tramp_queue_exception, frail_queue_exception)
 
 /* The hook, given the rest as third argument, runs in the function's place. */
@@ -102,7 +104,7 @@ static struct hook {
 	const char *what;
 	struct frail_direct direct;
 	bool attached;
-} hooks[6];
+} hooks[7];
 
 static int attach(struct hook *h, const char *what, unsigned long ip, void (*tramp)(void))
 {
@@ -122,8 +124,8 @@ static int attach(struct hook *h, const char *what, unsigned long ip, void (*tra
 /**
  * frail_hooks_install() - step into KVM
  *
- * None of the functions is on the path of an exit that is not #UD, so VMs that are
- * not armed pay nothing.
+ * None of the functions is on the path of an exit that is not #UD, #DB, or a write to
+ * EFER, CR0 or a debug register, so VMs that are not armed pay nothing.
  *
  * Return: 0, -EBUSY when another direct call owns one of them already, or ftrace's
  * error.
@@ -134,6 +136,7 @@ int frail_hooks_install(void)
 	int err;
 
 	err = attach(h++, "set_efer", kvmsym.set_efer_ip, frail_tramp_set_efer) ?:
+	      attach(h++, "set_cr0", kvmsym.set_cr0_ip, frail_tramp_set_cr0) ?:
 	      attach(h++, "handle_ud", (unsigned long)kvmsym.handle_ud, frail_tramp_handle_ud);
 	if (!err && kvmsym.intel)
 		err = attach(h++, "setup_uret_msrs", kvmsym.setup_uret_ip, frail_tramp_setup_uret) ?:

@@ -270,6 +270,23 @@ static bool report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
 }
 
 /**
+ * frail_calls_forget() - the kernel whose threads made the remembered calls is gone
+ * @vm: its VM
+ */
+void frail_calls_forget(struct frail_vm *vm)
+{
+	int i;
+
+	for (i = 0; i < FRAIL_CALL_BUCKETS; i++) {
+		struct frail_bucket *b = &vm->calls[i];
+
+		spin_lock(&b->lock);
+		memset(b->call, 0, sizeof(b->call));
+		spin_unlock(&b->lock);
+	}
+}
+
+/**
  * frail_call_enter() - a thread makes a call
  * @vm: the VM
  * @vcpu: the vCPU

@@ -68,11 +68,13 @@ int frail_symbols_resolve(void)
 	/* By name: the table may point to a wrapper that KVM's own calls go round. */
 	if (kvmsym.intel) {
 		VENDOR_FUNCTION(set_efer_ip, "vmx_set_efer");
+		VENDOR_FUNCTION(set_cr0_ip, "vmx_set_cr0");
 		VENDOR_FUNCTION(setup_uret_ip, "vmx_setup_uret_msrs");
 		VENDOR_FUNCTION(set_dr7_ip, "vmx_set_dr7");
 		VENDOR_FUNCTION(handle_dr_ip, "handle_dr");
 	} else {
 		VENDOR_FUNCTION(set_efer_ip, "svm_set_efer");
+		VENDOR_FUNCTION(set_cr0_ip, "svm_set_cr0");
 		kvmsym.svm_exit_handlers = (void **)lookup("svm_exit_handlers");
 	}
 #undef VENDOR_FUNCTION

@@ -8,6 +8,7 @@
 #include <linux/sched/task.h>
 #include <linux/srcu.h>
 #include <linux/uaccess.h>
+#include <asm/processor-flags.h>
 
 #include "frail.h"
 
@@ -101,7 +102,6 @@ static bool traps(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 efer)
  */
 int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 {
-	u64 old = vcpu->arch.efer;
 	struct frail_vm *vm;
 	bool trap;
 	int idx, ret;
@@ -120,18 +120,36 @@ int frail_vcpu_set_efer(struct kvm_vcpu *vcpu, u64 efer, unsigned long rest)
 			frail_set_blind(vm, vcpu, frail_svm_trap_int(vcpu, ints) == ints ?
 						  0 : FRAIL_ENTRY_INT80);
 		}
-		/* A reset: the next kernel may come up at the same address. */
-		if ((old & EFER_SCE) && !(efer & EFER_SCE)) {
-			spin_lock(&vm->status_lock);
-			vm->lstar = 0;
-			vm->layout_valid = false;
-			spin_unlock(&vm->status_lock);
-			if (kvmsym.intel)
-				frail_vmx_forget(vm, vcpu);
-		}
 	}
 	srcu_read_unlock(&frail_srcu, idx);
 	return ret;
+}
+
+/**
+ * frail_vcpu_set_cr0() - KVM sets a vCPU's CR0
+ * @vcpu: a vCPU of any VM, loaded
+ * @cr0: what the guest or user space asked for
+ *
+ * Linux has AM set from its first instructions to its end, which is a reset, an INIT or
+ * a kexec: all of them clear it. The next kernel may come up at the same address.
+ *
+ * Return: -1, KVM goes on.
+ */
+int frail_vcpu_set_cr0(struct kvm_vcpu *vcpu, unsigned long cr0)
+{
+	int idx = srcu_read_lock(&frail_srcu);
+	struct frail_vm *vm = frail_vm_find_vcpu(vcpu);
+
+	if (vm && !frail_is_guest_mode(vcpu) && (vcpu->arch.cr0 & ~cr0 & X86_CR0_AM)) {
+		spin_lock(&vm->status_lock);
+		vm->lstar = 0;
+		vm->layout_valid = false;
+		spin_unlock(&vm->status_lock);
+		if (kvmsym.intel)
+			frail_vmx_forget(vm, vcpu);
+	}
+	srcu_read_unlock(&frail_srcu, idx);
+	return -1;
 }
 
 /**
@@ -342,7 +360,7 @@ static int vm_release(struct inode *inode, struct file *file)
 }
 
 /**
- * frail_vm_new_kernel() - a vCPU made its first system call under a new LSTAR
+ * frail_vm_new_kernel() - a guest's kernel got its first system call
  * @vm: its VM
  * @vcpu: the vCPU
  * @lstar: its LSTAR
@@ -367,6 +385,7 @@ void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 	spin_unlock(&vm->status_lock);
 	if (!news)
 		return;
+	frail_calls_forget(vm);
 	wake_up_interruptible(&vm->status_wait);
 	if (kvmsym.intel)
 		kvm_for_each_vcpu(i, other, vm->kvm)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -14,6 +15,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"frail/lab/child"
 	"frail/qmp"
@@ -65,10 +69,12 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Names of a guest's files in its directory.
+// Names of a guest's files in its directory. QEMU adds .in and .out to the console's.
 const (
 	diskFile    = "disk"
 	consoleFile = "console"
+	inputFile   = consoleFile + ".in"
+	outputFile  = consoleFile + ".out"
 	socketFile  = "qmp"
 )
 
@@ -82,7 +88,7 @@ func (c Config) args(dir string, used int64) []string {
 		"-smp", strconv.Itoa(c.VCPUs), "-m", strconv.Itoa(c.MemoryMiB),
 		"-kernel", c.Kernel, "-initrd", c.Initrd,
 		"-append", strings.TrimSpace(fmt.Sprintf("console=ttyS0 panic=-1 quiet guest.disk=%d %s", used, c.Cmdline)),
-		"-serial", "file:" + filepath.Join(dir, consoleFile),
+		"-serial", "pipe:" + filepath.Join(dir, consoleFile),
 		"-drive", "id=disk,if=none,format=raw,cache=unsafe,file=" + filepath.Join(dir, diskFile),
 		"-device", "virtio-blk-device,drive=disk",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD),
@@ -134,6 +140,10 @@ func start(ctx context.Context, cfg Config) (_ *Guest, err error) {
 		close(g.exited)
 		return nil, fmt.Errorf("write its disk: %w", err)
 	}
+	if err := makeConsole(dir); err != nil {
+		close(g.exited)
+		return nil, fmt.Errorf("make its console: %w", err)
+	}
 	if err := g.run(ctx, cfg, used); err != nil {
 		close(g.exited)
 		return nil, err
@@ -144,6 +154,15 @@ func start(ctx context.Context, cfg Config) (_ *Guest, err error) {
 		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(g.messages.Bytes()))
 	}
 	return g, nil
+}
+
+// makeConsole makes the console's files: what is said to the guest waits in a FIFO,
+// what the guest says stays in a file.
+func makeConsole(dir string) error {
+	if err := unix.Mkfifo(filepath.Join(dir, inputFile), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, outputFile), nil, 0o600)
 }
 
 // run starts QEMU with a socket that takes a connection from now on.
@@ -215,11 +234,47 @@ func (g *Guest) Wait(ctx context.Context) (*Result, error) {
 	return res, nil
 }
 
-// Console returns what the guest's kernel has written to its console.
+// Console returns what the guest has written to its console.
 func (g *Guest) Console() string {
-	// No file yet is an empty one.
-	data, _ := os.ReadFile(filepath.Join(g.dir, consoleFile))
+	// Without a file there is nothing in it.
+	data, _ := os.ReadFile(filepath.Join(g.dir, outputFile))
 	return string(data)
+}
+
+// awaitPoll is how often the console is looked at.
+const awaitPoll = 20 * time.Millisecond
+
+// Await waits until the console has a line with text.
+func (g *Guest) Await(ctx context.Context, text string) error {
+	for !strings.Contains(g.Console(), text) {
+		var err error
+		select {
+		case <-g.exited:
+			err = errors.New("it has ended")
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-time.After(awaitPoll):
+		}
+		if err != nil {
+			return fmt.Errorf("wait for the guest to say %q: %w; its console:\n%s", text, err, g.Console())
+		}
+	}
+	return nil
+}
+
+// Send writes a line to the guest's console, which loses it unless the script has
+// /dev/ttyS0 open.
+func (g *Guest) Send(line string) error {
+	// QEMU has the other end, or there is nobody to wait for.
+	f, err := os.OpenFile(filepath.Join(g.dir, inputFile), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("talk to the guest: %w", err)
+	}
+	_, err = io.WriteString(f, line+"\n")
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("talk to the guest: %w", err)
+	}
+	return nil
 }
 
 // kill ends QEMU and waits for its end, which is not reported: it was asked for.

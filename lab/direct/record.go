@@ -6,26 +6,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"frail/bpf"
 	"frail/kmod/device"
 	"frail/tracer"
 )
 
-// Recording collects the events of one VM in memory.
+// Recording collects the events of VMs in memory.
 type Recording struct {
 	tracer *tracer.Tracer
 	cancel context.CancelFunc
 	done   chan error
+
+	mu     sync.Mutex
 	events []bpf.Event
 }
 
 // recordRing holds 200,000 events: a reader on the guest's own CPU may be late.
 const recordRing = 32 << 20
 
-// Record begins to record a VM. The caller closes the recording.
-func Record(vm *device.VM) (*Recording, error) {
-	t, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, RingBytes: recordRing})
+// Record begins to record VMs. The caller closes the recording.
+func Record(vms ...*device.VM) (*Recording, error) {
+	opts := tracer.Options{RingBytes: recordRing}
+	for _, vm := range vms {
+		opts.VMs = append(opts.VMs, vm.ID())
+	}
+	t, err := tracer.New(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -36,6 +43,16 @@ func Record(vm *device.VM) (*Recording, error) {
 	r := &Recording{tracer: t, cancel: cancel, done: make(chan error, 1)}
 	go func() { r.done <- t.Run(ctx, (*recordSink)(r)) }()
 	return r, nil
+}
+
+// Add records another VM, too, by its id.
+func (r *Recording) Add(id uint32) error { return r.tracer.AddVM(id) }
+
+// Len returns how many events there are so far.
+func (r *Recording) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
 }
 
 // Stop ends the recording and returns all events in order. One that was lost
@@ -58,6 +75,8 @@ func (r *Recording) Close() error {
 type recordSink Recording
 
 func (s *recordSink) Event(ev *bpf.Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.events = append(s.events, *ev)
 	return nil
 }

@@ -17,13 +17,16 @@ import (
 
 // Arm puts the guest under trace; exits is [bpf.ExitsBoth] or
 // [bpf.ExitsEntry]. Closing what it returns, which the caller does, ends that.
-func (g *Guest) Arm(exits uint32) (*device.VM, error) {
+func (g *Guest) Arm(exits uint32) (*device.VM, error) { return Arm(g.PID(), exits) }
+
+// Arm is [Guest.Arm] for the guest of another process's QEMU.
+func Arm(pid int, exits uint32) (*device.VM, error) {
 	dev, err := device.Open()
 	if err != nil {
 		return nil, err
 	}
 	defer dev.Close()
-	fd, err := device.KVMVM(g.PID())
+	fd, err := device.KVMVM(pid)
 	if err != nil {
 		return nil, err
 	}

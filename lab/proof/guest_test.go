@@ -20,6 +20,7 @@ import (
 
 var (
 	kernel = flag.String("kernel", "/frail/guest/vmlinuz", "the guest's kernel")
+	quick  = flag.String("quick", "/frail/guest/vmlinux", "the same, uncompressed, which boots faster")
 	initrd = flag.String("initrd", "/frail/guest/initramfs.cpio.gz", "the guest's initramfs")
 	limit  = flag.Duration("limit", 10*time.Minute, "how long one guest may take")
 )
@@ -30,12 +31,22 @@ func guest(cfg direct.Config) direct.Config {
 	return cfg
 }
 
+// quickGuest is guest with a kernel that is always at the same address.
+func quickGuest(cfg direct.Config) direct.Config {
+	cfg.Kernel, cfg.Initrd = *quick, *initrd
+	return cfg
+}
+
 // hostLog is the host's kernel's log. A test that expects a warning takes it from here.
 var hostLog *kmsg.Log
 
 // TestMain fails if the host's kernel had anything else to warn of.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if process := os.Getenv(armerVariable); process != "" {
+		fmt.Fprintln(os.Stderr, "error:", armAndWait(process))
+		os.Exit(1)
+	}
 	var err error
 	if hostLog, err = kmsg.Open(); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)

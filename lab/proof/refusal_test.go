@@ -27,10 +27,7 @@ import (
 	"frail/kmod/device"
 )
 
-var (
-	module    = flag.String("module", "/frail/lab/frail.ko", "frail.ko, which is loaded")
-	livepatch = flag.String("livepatch", "/frail/lab/livepatch.ko", "the livepatch of KVM's handle_ud")
-)
+var livepatch = flag.String("livepatch", "/frail/lab/livepatch.ko", "the livepatch of KVM's handle_ud")
 
 // KVM's requests, of linux/kvm.h.
 const (
@@ -112,8 +109,8 @@ func setFeatures(t *testing.T, vcpu int, features uint32) {
 	}
 }
 
-// arm arms a VM.
-func arm(t *testing.T, vm int) (*device.VM, error) {
+// armFD arms the VM behind a descriptor.
+func armFD(t *testing.T, vm int) (*device.VM, error) {
 	t.Helper()
 	dev, err := device.Open()
 	if err != nil {
@@ -126,7 +123,7 @@ func arm(t *testing.T, vm int) (*device.VM, error) {
 // checkArmed arms a VM, which must succeed, and disarms it.
 func checkArmed(t *testing.T, vm int) {
 	t.Helper()
-	armed, err := arm(t, vm)
+	armed, err := armFD(t, vm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +135,7 @@ func checkArmed(t *testing.T, vm int) {
 // checkRefused arms a VM, which must be refused for good, for this reason.
 func checkRefused(t *testing.T, vm int, reason string) {
 	t.Helper()
-	armed, err := arm(t, vm)
+	armed, err := armFD(t, vm)
 	if err == nil {
 		armed.Close()
 		t.Fatal("the VM was armed")
@@ -194,35 +191,10 @@ func unloadFrail(t *testing.T) {
 	checkWarnings(t)
 	unload(t, "frail")
 	t.Cleanup(func() {
-		if err := unix.InitModule(readFile(t, *module), ""); err != nil {
-			t.Fatalf("load frail.ko again: %v", err)
-		}
+		load(t)
 		checkArmed(t, createVM(t, 0))
 		checkWarnings(t)
 	})
-}
-
-// unload unloads a module, which something may still hold for a moment.
-func unload(t *testing.T, name string) {
-	t.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if err = unix.DeleteModule(name, unix.O_NONBLOCK); !errors.Is(err, unix.EAGAIN) {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatalf("unload %s: %v", name, err)
-	}
-}
-
-func readFile(t *testing.T, name string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
 }
 
 // checkWarnings takes what the kernel has warned of since it was looked at last,

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"frail/bpf"
@@ -89,6 +90,33 @@ func TestDeferred(t *testing.T) {
 	}
 }
 
+// TestPair traces two guests of one kernel at once, whose tasks have the same ids: each
+// one's record is its own.
+func TestPair(t *testing.T) {
+	ctx := testContext(t)
+	traced := make([]*direct.Traced, len(exitModes))
+	errs := make([]error, len(exitModes))
+	var all sync.WaitGroup
+	for i, mode := range exitModes {
+		all.Go(func() {
+			traced[i], errs[i] = direct.Trace(ctx, recorded(2, ptiName(false), busyScript()), mode.exits)
+		})
+	}
+	all.Wait()
+	for i, mode := range exitModes {
+		t.Run(mode.name, func(t *testing.T) {
+			if errs[i] != nil {
+				t.Fatal(errs[i])
+			}
+			guest, host := records(t, t.Name(), traced[i])
+			compare(t, guest, host)
+		})
+	}
+	if a, b := traced[0], traced[1]; a != nil && b != nil && a.Status.Vm == b.Status.Vm {
+		t.Errorf("both VMs have the id %d", a.Status.Vm)
+	}
+}
+
 // compare compares both records, which must be equal.
 func compare(t *testing.T, guest []truth.GuestEvent, host []bpf.Event) *truth.Report {
 	t.Helper()
@@ -127,22 +155,33 @@ func checkPTI(on bool) string {
 
 func busyScript() string { return fmt.Sprintf("rounds=%d\n%s", *rounds, busy) }
 
-// record runs a script in a traced guest and returns its own record and the host's.
-func record(t *testing.T, vcpus int, exits uint32, cmdline, script string) ([]truth.GuestEvent, []bpf.Event) {
-	t.Helper()
-	tr, err := direct.Trace(testContext(t), guest(direct.Config{
+// recorded is a guest that records its own calls while it runs a script.
+func recorded(vcpus int, cmdline, script string) direct.Config {
+	return guest(direct.Config{
 		VCPUs:   vcpus,
 		Cmdline: strings.Join([]string{truth.Cmdline, "syscall.x32=y", cmdline}, " "),
 		Script:  script + truth.Finish,
-	}), exits)
+	})
+}
+
+// record runs a script in a traced guest and returns its own record and the host's.
+func record(t *testing.T, vcpus int, exits uint32, cmdline, script string) ([]truth.GuestEvent, []bpf.Event) {
+	t.Helper()
+	tr, err := direct.Trace(testContext(t), recorded(vcpus, cmdline, script), exits)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return records(t, t.Name(), tr)
+}
+
+// records returns a guest's own record and the host's, and keeps them by name.
+func records(t *testing.T, name string, tr *direct.Traced) ([]truth.GuestEvent, []bpf.Event) {
+	t.Helper()
 	if tr.Status.Enters == 0 || tr.Result.Status != 0 {
 		t.Fatalf("status %d after %d traced calls, output:\n%s", tr.Result.Status, tr.Status.Enters, tr.Output)
 	}
 	if *keep != "" {
-		dir := filepath.Join(*keep, strings.ReplaceAll(t.Name(), "/", "-"))
+		dir := filepath.Join(*keep, strings.ReplaceAll(name, "/", "-"))
 		if err := truth.Save(dir, tr.Files, tr.Events); err != nil {
 			t.Fatal(err)
 		}

@@ -36,6 +36,9 @@ type Config struct {
 	// Kernel and Initrd are the guest's files, which are copied to where
 	// libvirt can use them.
 	Kernel, Initrd string
+
+	// Disk gives the guest an empty disk, on which libvirt can keep snapshots.
+	Disk bool
 }
 
 // VM is a domain that Define made. Methods other than Run may be called
@@ -66,6 +69,13 @@ var domain = template.Must(template.New("domain").Parse(`<domain type='kvm'>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
+{{- if .Disk}}
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='{{.DiskPath}}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+{{- end}}
     <serial type='file'><source path='{{.Console}}'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='{{.Socket}}'/><target port='1'/></serial>
   </devices>
@@ -74,6 +84,7 @@ var domain = template.Must(template.New("domain").Parse(`<domain type='kvm'>
 
 func consolePath(name string) string { return filepath.Join("/var/log/libvirt/qemu", name+".console") }
 func socketPath(name string) string  { return filepath.Join(dir, name+".sock") }
+func diskPath(name string) string    { return filepath.Join(dir, name+".qcow2") }
 
 // Define makes a persistent domain, which is not started, in place of one of
 // the same name that is shut off.
@@ -95,11 +106,16 @@ func Define(ctx context.Context, cfg Config) (*VM, error) {
 		}
 		*file = copied
 	}
+	if cfg.Disk {
+		if err := os.WriteFile(diskPath(cfg.Name), emptyDisk(), 0o644); err != nil {
+			return nil, fmt.Errorf("define %s: %w", cfg.Name, err)
+		}
+	}
 	var xml bytes.Buffer
 	err := domain.Execute(&xml, struct {
 		Config
-		Console, Socket string
-	}{cfg, consolePath(cfg.Name), socketPath(cfg.Name)})
+		Console, Socket, DiskPath string
+	}{cfg, consolePath(cfg.Name), socketPath(cfg.Name), diskPath(cfg.Name)})
 	if err != nil {
 		return nil, fmt.Errorf("define %s: %w", cfg.Name, err)
 	}
@@ -166,10 +182,15 @@ func (v *VM) Destroy(ctx context.Context) error {
 	return err
 }
 
-// Undefine removes the domain.
+// Undefine removes the domain, its disk and its snapshots.
 func (v *VM) Undefine(ctx context.Context) error {
-	_, err := Virsh(ctx, "undefine", v.Name)
-	return err
+	if _, err := Virsh(ctx, "undefine", "--snapshots-metadata", v.Name); err != nil {
+		return err
+	}
+	if err := os.Remove(diskPath(v.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("undefine %s: %w", v.Name, err)
+	}
+	return nil
 }
 
 // State returns the domain's state in virsh's words, such as "running".

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build lab && life
+//go:build lab
 
-package e2e
+package proof
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ import (
 
 	"frail/bpf"
 	"frail/kmod/device"
-	"frail/lab/vm"
+	"frail/lab/direct"
 )
 
 // ioctl makes a request at the lowest level; 0 is success. The descriptor it returns, if
@@ -44,19 +44,29 @@ func seeded(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// testBadArguments gives every request what it must refuse, and checks that it says why and
-// does nothing.
-func testBadArguments(t *testing.T, guest *vm.VM) {
+// kvmOf is a guest's KVM VM descriptor, until the test's end.
+func kvmOf(t *testing.T, g *direct.Guest) int {
+	t.Helper()
+	fd, err := device.KVMVM(g.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// testBadArguments gives every request what it must refuse, and checks that it says why
+// and does nothing.
+func testBadArguments(t *testing.T, g *direct.Guest) {
 	f, err := os.OpenFile(device.Path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	dev := int(f.Fd())
-	kvm := int(kvmOf(t, guest).Fd())
-	startLoad(t, guest)
+	kvm := kvmOf(t, g)
 
-	for _, tt := range badDescriptors(t, guest) {
+	for _, tt := range badDescriptors(t, g) {
 		arg := armArgument(tt.fd)
 		if fd, errno := ioctl(dev, bpf.IocArm, unsafe.Pointer(&arg)); errno != tt.want {
 			t.Errorf("arm %s: descriptor %d, error %v, want %v", tt.name, fd, errno, tt.want)
@@ -123,7 +133,6 @@ func testBadArguments(t *testing.T, guest *vm.VM) {
 			t.Errorf("request %#x on the other's descriptor: %v", request, errno)
 		}
 	}
-	stopLoad(t, guest)
 }
 
 type descriptor struct {
@@ -133,7 +142,7 @@ type descriptor struct {
 }
 
 // badDescriptors are those that are not of a VM, until the test's end.
-func badDescriptors(t *testing.T, guest *vm.VM) []descriptor {
+func badDescriptors(t *testing.T, g *direct.Guest) []descriptor {
 	t.Helper()
 	open := func(path string) int {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -153,7 +162,6 @@ func badDescriptors(t *testing.T, guest *vm.VM) []descriptor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(event) })
-	vcpu := vcpuOf(t, guest)
 	return []descriptor{
 		{"-1", -1, unix.EBADF},
 		{"the smallest number", -1 << 31, unix.EBADF},
@@ -165,7 +173,7 @@ func badDescriptors(t *testing.T, guest *vm.VM) []descriptor {
 		{"/dev/null", open("/dev/null"), unix.EINVAL},
 		{"a pipe", int(r.Fd()), unix.EINVAL},
 		{"an eventfd", event, unix.EINVAL},
-		{"a vCPU", vcpu, unix.EINVAL},
+		{"a vCPU", vcpuOf(t, g), unix.EINVAL},
 	}
 }
 
@@ -181,13 +189,9 @@ func pathDescriptor(t *testing.T) int {
 }
 
 // vcpuOf is a duplicate of the descriptor of a guest's first vCPU.
-func vcpuOf(t *testing.T, guest *vm.VM) int {
+func vcpuOf(t *testing.T, g *direct.Guest) int {
 	t.Helper()
-	pid, err := guest.PID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", g.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +203,7 @@ func vcpuOf(t *testing.T, guest *vm.VM) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		process, err := unix.PidfdOpen(pid, 0)
+		process, err := unix.PidfdOpen(g.PID(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +215,7 @@ func vcpuOf(t *testing.T, guest *vm.VM) int {
 		t.Cleanup(func() { unix.Close(fd) })
 		return fd
 	}
-	t.Fatalf("process %d has no vCPU", pid)
+	t.Fatalf("process %d has no vCPU", g.PID())
 	return -1
 }
 
@@ -260,41 +264,44 @@ func kernelAddress(addr uintptr) unsafe.Pointer {
 	return *(*unsafe.Pointer)(unsafe.Pointer(&addr))
 }
 
-// testRandomLayouts has the module look for identities in places that make no sense, while
-// the guest makes calls: they are counted as not found, or nonsense, and nothing else.
-func testRandomLayouts(t *testing.T, guest *vm.VM) {
+// testRandomLayouts has the module look for identities in places that make no sense,
+// while the guest makes calls: they are counted as not found, or nonsense, and nothing
+// else.
+func testRandomLayouts(t *testing.T, g *direct.Guest) {
 	const rounds = 1000
-	dev, kvm := openDevice(t), kvmOf(t, guest)
-	watchTracepoints(t) // nobody's identity is looked for unless somebody asks
-	startLoad(t, guest)
-	armed := arm(t, dev, kvm, bpf.ExitsEntry) // which reads the most by the layout
-	defer armed.Close()
-	lstar := firstCall(t, armed).Lstar
+	vm := arm(t, g, bpf.ExitsEntry) // which reads the most by the layout
+	rec := recordVMs(t, vm)         // nobody's identity is looked for unless somebody asks
+	st, err := vm.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := seeded(t)
 	accepted := 0
-	for range rounds {
-		l, legal := randomLayout(r, lstar)
-		_, errno := ioctl(armed.FD(), bpf.IocSetLayout, unsafe.Pointer(&l))
+	for i := range rounds {
+		l, legal := randomLayout(r, st.Lstar)
+		_, errno := ioctl(vm.FD(), bpf.IocSetLayout, unsafe.Pointer(&l))
 		switch {
 		case errno == 0 && legal:
 			accepted++
-		case errno == unix.ESTALE && l.Lstar != lstar, errno == unix.EINVAL && !legal:
+		case errno == unix.ESTALE && l.Lstar != st.Lstar, errno == unix.EINVAL && !legal:
 		default:
 			t.Fatalf("layout %+v: %v", l, errno)
 		}
-	}
-	var status bpf.Status
-	eventually(t, "identities are missed", func() (err error) {
-		if status, err = armed.Status(); err == nil && status.IdentityMisses == 0 {
-			err = fmt.Errorf("none of %d calls", status.Enters)
+		if i%20 == 0 {
+			makesCalls(t, vm)
 		}
-		return err
-	})
-	stopLoad(t, guest)
-	t.Logf("%d of %d layouts accepted, %d identities missed in %d calls", accepted, rounds, status.IdentityMisses, status.Enters)
-	if accepted == 0 {
-		t.Error("no layout was accepted")
 	}
+	st, err = vm.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d of %d layouts accepted, %d identities missed in %d calls", accepted, rounds, st.IdentityMisses, st.Enters)
+	if accepted == 0 || st.IdentityMisses == 0 {
+		t.Error("no layout was used")
+	}
+	gone := disarms{}
+	gone.disarm(t, vm)
+	gone.check(t, rec)
 }
 
 // randomLayout is a layout of random fields, most of them near to what is legal; legal says
@@ -333,21 +340,6 @@ func randomLayout(r *rand.Rand, lstar uint64) (l bpf.Layout, legal bool) {
 		max(l.TaskPid, l.TaskTgid, l.TaskComm, l.TaskStack) <= offsets && l.StackRegs <= stack &&
 		l.RegsAx < l.RegsOrigAx && l.RegsOrigAx <= regs && (l.Levels == 4 || l.Levels == 5)
 	return l, legal
-}
-
-// testRaces makes every request at once, while the guest runs.
-func testRaces(t *testing.T, guest *vm.VM) {
-	tp := watchTracepoints(t)
-	startLoad(t, guest)
-	race(t, int(kvmOf(t, guest).Fd()), func() {})
-	stopLoad(t, guest)
-	tp.take()
-	eventually(t, "the VM is disarmed", func() error {
-		if lines := tp.take(); len(lines) != 0 {
-			return fmt.Errorf("%d events, the last one %s", len(lines), lines[len(lines)-1])
-		}
-		return nil
-	})
 }
 
 // race arms a VM and closes it again while other threads use its descriptor, which may be
