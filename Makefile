@@ -19,8 +19,8 @@ HOST := bookworm
 RUN_CMD ?= dmesg
 # Of the small host: amd under QEMU, or intel under Bochs, which is slow and gets less to do.
 VENDOR := amd
-PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestKnown|TestDeferred)
-PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,25m)
+PROOF ?= $(if $(filter intel,$(VENDOR)),TestTruth/1vcpu/.*/pti=on,TestFiles|TestCrash|TestTruth|TestPair|TestKnown|TestDeferred|TestLife|TestEmulatorKilled|TestNewKernel/kexec_to_the_same|TestNested/armed)
+PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
 TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,30m)
