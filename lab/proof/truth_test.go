@@ -90,8 +90,8 @@ func TestDeferred(t *testing.T) {
 	}
 }
 
-// TestPair traces two guests of one kernel at once, whose tasks have the same ids: each
-// one's record is its own.
+// TestPair traces two guests at once, of one kernel at one address, whose tasks have the
+// same ids: each one's record is its own.
 func TestPair(t *testing.T) {
 	ctx := testContext(t)
 	traced := make([]*direct.Traced, len(exitModes))
@@ -99,7 +99,7 @@ func TestPair(t *testing.T) {
 	var all sync.WaitGroup
 	for i, mode := range exitModes {
 		all.Go(func() {
-			traced[i], errs[i] = direct.Trace(ctx, recorded(2, ptiName(false), busyScript()), mode.exits)
+			traced[i], errs[i] = direct.Trace(ctx, quickGuest(recorded(2, ptiName(false), busyScript())), mode.exits)
 		})
 	}
 	all.Wait()
