@@ -23,7 +23,7 @@ VENDOR := amd
 # the longest, on Intel those of what is its own.
 PROOF ?=
 PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),\
-	-test.run "TestTruth/1vcpu/.*/pti=on|TestDebugRegisters|TestRefused",\
+	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.

@@ -51,8 +51,9 @@ type SmallConfig struct {
 	Log io.Writer
 }
 
-// SmallBootTimeout is how long a small host may take to begin its command.
-const SmallBootTimeout = 5 * time.Minute
+// SmallBootTimeout is how long a small host may take to begin its command: Bochs needs 100 s
+// of a processor, and a busy machine has less than one.
+const SmallBootTimeout = 10 * time.Minute
 
 // smallCmdline is the small host's kernel command line. A panic stays on the
 // console, where it is seen whichever emulator runs: Bochs would boot again.
