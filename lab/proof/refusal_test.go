@@ -78,11 +78,17 @@ func openKVM(t *testing.T) int {
 	return fd
 }
 
-// createVM creates a VM of a type of KVM's, without memory and until the test's end.
+// createVM creates a VM of a type of KVM's, without memory and until the test's end. Its
+// number stays taken: KVM names a VM by it, and one that was armed goes a little later.
 func createVM(t *testing.T, vmType uintptr) int {
 	t.Helper()
-	vm := kvmIoctl(t, openKVM(t), kvmCreateVM, vmType)
-	t.Cleanup(func() { unix.Close(vm) })
+	kvm := openKVM(t)
+	vm := kvmIoctl(t, kvm, kvmCreateVM, vmType)
+	t.Cleanup(func() {
+		if err := unix.Dup3(kvm, vm, unix.O_CLOEXEC); err != nil {
+			t.Error(err)
+		}
+	})
 	return vm
 }
 
