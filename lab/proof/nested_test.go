@@ -24,6 +24,7 @@ var hypervisor = slices.Concat(
 	[]int64{unix.SYS_GETPID, unix.SYS_OPENAT},
 	[]int64{unix.SYS_IOCTL, unix.SYS_MMAP, unix.SYS_IOCTL},  // the VM and its memory
 	[]int64{unix.SYS_IOCTL, unix.SYS_IOCTL, unix.SYS_MMAP},  // the vCPU
+	[]int64{unix.SYS_IOCTL, unix.SYS_IOCTL},                 // its CPUID
 	[]int64{unix.SYS_IOCTL, unix.SYS_IOCTL, unix.SYS_IOCTL}, // its registers
 	slices.Repeat([]int64{unix.SYS_IOCTL}, 3*3),             // set them, run, run
 	[]int64{unix.SYS_WRITE, unix.SYS_EXIT_GROUP},

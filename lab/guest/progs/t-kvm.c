@@ -84,6 +84,11 @@ static long make_vcpu(long kvm)
 		struct kvm_msrs head;
 		struct kvm_msr_entry entries[3];
 	} msrs = { .head.nmsrs = 3 };
+	/* Without CPUID, 6.12's KVM refuses a vCPU the registers of long mode. */
+	static struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[256];
+	} cpuid = { .head.nent = 256 };
 	struct kvm_userspace_memory_region region = { .memory_size = RAM_SIZE };
 	struct kvm_sregs sregs;
 	long vm, vcpu, size;
@@ -102,6 +107,8 @@ static long make_vcpu(long kvm)
 	*(ulong *)(ram + PD) = ENTRY | LARGE;
 	memcpy(ram + CODE, guest_begin, guest_end - guest_begin);
 
+	say("cpuid", sys3(__NR_ioctl, kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
+	say("cpuid", sys3(__NR_ioctl, vcpu, KVM_SET_CPUID2, &cpuid));
 	say("sregs", sys3(__NR_ioctl, vcpu, KVM_GET_SREGS, &sregs));
 	segment(&sregs.cs, KERNEL_CS, 11, 1);
 	segment(&sregs.ss, KERNEL_CS + 8, 3, 0);
