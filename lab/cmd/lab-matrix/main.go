@@ -37,13 +37,13 @@ type cell struct{ host, vendor, target string }
 
 var cells = []cell{
 	{"bookworm", "amd", "lab-proof"},
+	{"bookworm", "intel", "lab-proof"},
 	{"bookworm", "amd", "lab-test"},
 	{"trixie", "amd", "lab-proof"},
+	{"trixie", "intel", "lab-proof"},
 	{"trixie", "amd", "lab-test"},
 	{"sid", "amd", "lab-proof"},
 	{"sid", "amd", "lab-test"},
-	{"bookworm", "intel", "lab-proof"},
-	{"trixie", "intel", "lab-proof"},
 }
 
 func (c cell) String() string { return c.host + "/" + c.vendor + "/" + c.target }
@@ -75,9 +75,9 @@ func newRoot() *cobra.Command {
 		Use:   "lab-matrix [CELL...]",
 		Short: "Run the tests on every host of the lab, and print what became of them",
 		Long: fmt.Sprintf(`Run the tests on every host of the lab and print what became of them and what the
-comparisons of records found. Each emulated vendor has a processor of this machine to
-itself, with one cell at a time. A cell that fails does not keep the others from
-running; the exit status is 1 then. What each printed is left in
+comparisons of records found. Two cells run at a time, never two of one host and
+vendor. A cell that fails does not keep the others from running; the exit status is
+1 then. What each printed is left in
 %s.
 
 A CELL is HOST/VENDOR/TARGET, HOST/VENDOR or HOST. There are:
@@ -119,25 +119,52 @@ type result struct {
 	err error // of the lab, or make's exit status
 }
 
-// runAll runs cells, those of different vendors at the same time, and shows what they
-// print.
+// parallel is how many cells run at once: an emulator keeps one processor busy.
+const parallel = 2
+
+// runAll runs cells and shows what they print.
 func runAll(ctx context.Context, selected []cell) []*result {
-	var vendors sync.WaitGroup
 	results := make([]*result, len(selected))
-	byVendor := map[string][]*result{}
 	for i, c := range selected {
 		results[i] = &result{cell: c}
-		byVendor[c.vendor] = append(byVendor[c.vendor], results[i])
 	}
-	for _, rs := range byVendor {
-		vendors.Go(func() {
-			for _, r := range rs {
-				r.err = r.make(ctx)
+	schedule(results, func(r *result) { r.err = r.make(ctx) })
+	return results
+}
+
+// schedule calls run for each of results, in order but for those that have to wait: cells
+// of one host and vendor build in one directory, so only one of them runs at a time.
+func schedule(results []*result, run func(*result)) {
+	var (
+		workers sync.WaitGroup
+		mu      sync.Mutex
+		freed   = sync.NewCond(&mu)
+		waiting = slices.Clone(results)
+		busy    = map[cell]bool{} // without their targets
+	)
+	place := func(r *result) cell { return cell{host: r.host, vendor: r.vendor} }
+	for range parallel {
+		workers.Go(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			for len(waiting) > 0 {
+				i := slices.IndexFunc(waiting, func(r *result) bool { return !busy[place(r)] })
+				if i < 0 {
+					freed.Wait()
+					continue
+				}
+				r := waiting[i]
+				waiting = slices.Delete(waiting, i, i+1)
+				busy[place(r)] = true
+				mu.Unlock()
+				run(r)
+				mu.Lock()
+				delete(busy, place(r))
+				freed.Broadcast()
 			}
 		})
 	}
-	vendors.Wait()
-	return results
+	workers.Wait()
 }
 
 func (r *result) make(ctx context.Context) error {

@@ -7,7 +7,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // recorded is the result of a cell that printed what a run of the lab's tests did, in
@@ -47,6 +49,40 @@ func TestOutput(t *testing.T) {
 		if r.problem() != tc.problem {
 			t.Errorf("%s: %q, want %q", tc.file, r.problem(), tc.problem)
 		}
+	}
+}
+
+// Every cell runs once, two at a time, and no two of one host and vendor.
+func TestSchedule(t *testing.T) {
+	var results []*result
+	for _, c := range cells {
+		results = append(results, &result{cell: c})
+	}
+	var mu sync.Mutex
+	running, most := map[cell]bool{}, 0
+	ran := map[cell]int{}
+	schedule(results, func(r *result) {
+		place := cell{host: r.host, vendor: r.vendor}
+		mu.Lock()
+		if running[place] {
+			t.Errorf("%v runs beside another one of its host", r.cell)
+		}
+		running[place] = true
+		most = max(most, len(running))
+		ran[r.cell]++
+		mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		mu.Lock()
+		delete(running, place)
+		mu.Unlock()
+	})
+	for _, c := range cells {
+		if ran[c] != 1 {
+			t.Errorf("%v ran %d times", c, ran[c])
+		}
+	}
+	if most != parallel {
+		t.Errorf("%d cells at a time, want %d", most, parallel)
 	}
 }
 
