@@ -211,7 +211,7 @@ func unpackedName(file string) string {
 // unpack undoes the compression that a file's extension names; busybox loads
 // no compressed module.
 func unpack(ctx context.Context, ext string, data []byte) ([]byte, error) {
-	program, ok := map[string]string{".xz": "xz", ".zst": "zstd"}[ext]
+	program, ok := map[string]string{".xz": "xz", ".zst": "zstd", ".gz": "gzip"}[ext]
 	if !ok {
 		return data, nil
 	}

@@ -34,8 +34,11 @@ func unpackKernel(ctx context.Context, bzImage []byte) ([]byte, error) {
 		return nil, errors.New("unpack the kernel: the payload is not in the file")
 	}
 	payload := bzImage[begin : end-sizeLen]
-	for magic, ext := range map[string]string{"\xfd7zXZ\x00": ".xz", "\x28\xb5\x2f\xfd": ".zst"} {
+	for magic, ext := range map[string]string{"\xfd7zXZ\x00": ".xz", "\x28\xb5\x2f\xfd": ".zst", "\x1f\x8b": ".gz"} {
 		if bytes.HasPrefix(payload, []byte(magic)) {
+			if ext == ".gz" {
+				payload = bzImage[begin:end] // the size is part of the format
+			}
 			data, err := unpack(ctx, ext, payload)
 			if err != nil {
 				return nil, fmt.Errorf("unpack the kernel: %w", err)
