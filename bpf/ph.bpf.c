@@ -16,6 +16,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "comm.h"
 #include "ph.h"
 
 char __license[] SEC("license") = "GPL";
@@ -195,18 +196,11 @@ static __always_inline __u32 number_of(const struct head *h)
 
 static __always_inline void executable_of(const struct call *c, struct frail_ph_executable *exe)
 {
-	const __u8 *comm = (const __u8 *)c->t.comm;
-	__u8 mask = 0xff;
-	int i;
+	__u64 comm[2] = { c->t.comm[0], c->t.comm[1] };
 
 	exe->vm = c->h.vm;
-	/* The guest wrote it: what follows the NUL is not part of the name. */
-#pragma unroll
-	for (i = 0; i < FRAIL_COMM_LEN; i++) {
-		if (!comm[i])
-			mask = 0;
-		exe->comm[i] = comm[i] & mask;
-	}
+	pad_comm(&comm[0], &comm[1]);
+	__builtin_memcpy(exe->comm, comm, sizeof(exe->comm));
 }
 
 static __always_inline struct frail_ph_profile *profile_at(__u32 index)

@@ -12,6 +12,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "comm.h"
 #include "trace.h"
 
 char __license[] SEC("license") = "GPL";
@@ -176,23 +177,9 @@ static __always_inline bool syscall_passes(const struct frail_event_args *ev)
 	return match == FRAIL_MATCH_ONLY ? member : !member;
 }
 
-/* A name, NUL-padded, and any bytes with it: what follows its NUL is not part of it. */
-static __always_inline __u64 before_nul(__u64 word, __u64 *mask)
-{
-	/* The lowest byte with its high bit set here is the first zero. */
-	__u64 zero = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
-
-	word &= *mask;
-	if (zero) {
-		word &= (zero & -zero) - 1;
-		*mask = 0;
-	}
-	return word;
-}
-
 static __always_inline bool comm_passes(const struct frail_event_args *ev)
 {
-	__u64 low, high, mask = ~0ULL;
+	__u64 low, high;
 	bool member = false;
 	__u32 i;
 
@@ -201,9 +188,9 @@ static __always_inline bool comm_passes(const struct frail_event_args *ev)
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
 		return false;
 
-	/* The guest wrote it. */
-	low = before_nul(ev->comm[0], &mask);
-	high = before_nul(ev->comm[1], &mask);
+	low = ev->comm[0];
+	high = ev->comm[1];
+	pad_comm(&low, &high);
 	for (i = 0; i < FRAIL_MAX_COMMS && i < filter.comm_count && !member; i++)
 		member = low == filter.comms[i][0] && high == filter.comms[i][1];
 	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
