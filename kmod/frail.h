@@ -163,7 +163,6 @@ struct frail_vm {
 	u64 kernel_gs_base;
 	u64 cr3;
 	bool layout_valid;		/* @layout is of this generation's kernel */
-	u32 covered;
 	u32 blind;
 
 	struct mutex layout_lock;

@@ -604,7 +604,7 @@ static enum frail_refusal cpu_refusal(struct kvm_vcpu *vcpu)
 /* Why a VM cannot be traced. */
 static enum frail_refusal refusal(struct kvm *kvm)
 {
-	enum frail_refusal refusal;
+	enum frail_refusal why;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
@@ -614,9 +614,9 @@ static enum frail_refusal refusal(struct kvm *kvm)
 		if (vcpu->arch.guest_state_protected ||
 		    (!kvmsym.intel && frail_svm_encrypted(vcpu)))
 			return FRAIL_REFUSAL_ENCRYPTED;
-		refusal = cpu_refusal(vcpu);
-		if (refusal)
-			return refusal;
+		why = cpu_refusal(vcpu);
+		if (why)
+			return why;
 	}
 	return FRAIL_REFUSAL_NONE;
 }

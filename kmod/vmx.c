@@ -119,7 +119,7 @@ int frail_vcpu_handle_dr(struct kvm_vcpu *vcpu, unsigned long unused, unsigned l
 }
 
 /* At the first instruction of the kernel's handler of INT 0x80. */
-static void report_int80(struct frail_vm *vm, struct kvm_vcpu *vcpu)
+static void report_int80(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 {
 	struct { u64 ip, cs, flags, sp, ss; } frame;
 	u16 cs64 = (frail_msr(vcpu, MSR_STAR) >> 48) + 16;
@@ -129,15 +129,15 @@ static void report_int80(struct frail_vm *vm, struct kvm_vcpu *vcpu)
 		return;
 	frail_report_enter(vm, vcpu, (frame.cs & ~3) == (cs64 & ~3) ? FRAIL_INSN_INT80_64 :
 								      FRAIL_INSN_INT80_32,
-			   frame.ip, frame.sp, frail_msr(vcpu, MSR_LSTAR));
+			   frame.ip, frame.sp, lstar);
 }
 
 /* At the first instruction of the kernel's SYSENTER entry. */
-static void report_sysenter(struct frail_vm *vm, struct kvm_vcpu *vcpu)
+static void report_sysenter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 {
 	/* The vDSO, and Linux after it, keep the user's stack pointer in EBP. */
 	frail_report_enter(vm, vcpu, FRAIL_INSN_SYSENTER, 0,
-			   (u32)vcpu->arch.regs[VCPU_REGS_RBP], frail_msr(vcpu, MSR_LSTAR));
+			   (u32)vcpu->arch.regs[VCPU_REGS_RBP], lstar);
 }
 
 /**
@@ -154,6 +154,7 @@ int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned l
 	struct frail_vcpu *fv;
 	struct frail_vm *vm;
 	int ret = -1, idx;
+	u64 lstar;
 
 	if (vector != DB_VECTOR || !placed(vcpu) || frail_is_guest_mode(vcpu))
 		return -1;
@@ -170,11 +171,12 @@ int frail_queue_exception(struct kvm_vcpu *vcpu, unsigned int vector, unsigned l
 	if (!traps)
 		goto out;
 	/* In another kernel it may be any instruction. */
-	if (frail_msr(vcpu, MSR_LSTAR) == fv->entries_of) {
+	lstar = frail_msr(vcpu, MSR_LSTAR);
+	if (lstar == fv->entries_of) {
 		if (traps & DR_TRAP0)
-			report_int80(vm, vcpu);
+			report_int80(vm, vcpu, lstar);
 		if ((traps & DR_TRAP1) && ip == frail_msr(vcpu, MSR_IA32_SYSENTER_EIP))
-			report_sysenter(vm, vcpu);
+			report_sysenter(vm, vcpu, lstar);
 	}
 	/* The instruction itself runs without a breakpoint, once. */
 	kvmsym.ops->set_rflags(vcpu, kvmsym.ops->get_rflags(vcpu) | X86_EFLAGS_RF);
