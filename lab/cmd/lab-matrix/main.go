@@ -180,10 +180,13 @@ func (r *result) make(ctx context.Context) error {
 	defer log.Close()
 	// Other variables of make's command line are in MAKEFLAGS.
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", r.target, "HOST="+r.host, "VENDOR="+r.vendor)
-	shown := &lines{prefix: r.cell.String() + ": ", to: os.Stdout}
+	shown := &lines{each: func(line string) error {
+		_, err := fmt.Printf("%s: %s\n", r.cell, line)
+		return err
+	}}
 	defer shown.flush()
-	both := io.MultiWriter(shown, log, &r.output)
-	cmd.Stdout, cmd.Stderr = both, both
+	all := io.MultiWriter(shown, log, &lines{each: r.output.read})
+	cmd.Stdout, cmd.Stderr = all, all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	fmt.Fprintln(os.Stderr, "lab-matrix:", cmd)
 	return errors.Join(cmd.Run(), ctx.Err())

@@ -21,8 +21,9 @@ func recorded(t *testing.T, name string) *result {
 		t.Fatal(err)
 	}
 	r := &result{cell: cell{"bookworm", "amd", "lab-proof"}, release: "6.1.0-56-amd64"}
+	l := &lines{each: r.output.read}
 	for part := range slices.Chunk(data, 100) {
-		r.output.Write(part)
+		l.Write(part)
 	}
 	return r
 }
@@ -88,7 +89,10 @@ func TestSchedule(t *testing.T) {
 
 func TestLines(t *testing.T) {
 	var b strings.Builder
-	l := &lines{prefix: "a: ", to: &b}
+	l := &lines{each: func(line string) error {
+		b.WriteString("a: " + line + "\n")
+		return nil
+	}}
 	for _, part := range []string{"one\ntw", "o\n", "", "\nrest"} {
 		if n, err := l.Write([]byte(part)); n != len(part) || err != nil {
 			t.Errorf("Write(%q) returned %d, %v", part, n, err)

@@ -4,8 +4,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
-	"io"
 	"regexp"
 
 	"frail/lab/truth"
@@ -20,11 +18,10 @@ const (
 	skipped outcome = "SKIP"
 )
 
-// lines passes whole lines on, each with a prefix.
+// lines calls each with every line that is written to it.
 type lines struct {
-	prefix string
-	to     io.Writer
-	rest   []byte
+	each func(line string) error
+	rest []byte // the last one, as far as it has come
 }
 
 func (l *lines) Write(p []byte) (int, error) {
@@ -34,7 +31,7 @@ func (l *lines) Write(p []byte) (int, error) {
 		if !ok {
 			return len(p), nil
 		}
-		if _, err := fmt.Fprintf(l.to, "%s%s\n", l.prefix, line); err != nil {
+		if err := l.each(string(line)); err != nil {
 			return 0, err
 		}
 		l.rest = rest
@@ -55,7 +52,6 @@ type output struct {
 	outcomes map[string]outcome
 	reports  []report
 
-	line    []byte // the last one, as far as it has come
 	current string // the test that prints
 }
 
@@ -70,20 +66,8 @@ var (
 	endLine   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
 )
 
-// Write never fails.
-func (o *output) Write(p []byte) (int, error) {
-	o.line = append(o.line, p...)
-	for {
-		line, rest, ok := bytes.Cut(o.line, []byte("\n"))
-		if !ok {
-			return len(p), nil
-		}
-		o.read(string(line))
-		o.line = rest
-	}
-}
-
-func (o *output) read(line string) {
+// read never fails.
+func (o *output) read(line string) error {
 	if o.outcomes == nil {
 		o.outcomes = map[string]outcome{}
 	}
@@ -97,6 +81,7 @@ func (o *output) read(line string) {
 	} else if r, ok := truth.ParseReport(line); ok {
 		o.reports = append(o.reports, report{o.current, r})
 	}
+	return nil
 }
 
 // ended returns the tests, subtests among them, that ended in this way; those that did
