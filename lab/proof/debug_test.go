@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"frail/lab/direct"
 )
@@ -31,11 +30,7 @@ func TestDebugger(t *testing.T) {
 	for _, mode := range exitModes {
 		t.Run(mode.name, func(t *testing.T) {
 			ctx := testContext(t)
-			g, err := direct.Start(ctx, guest(direct.Config{Script: fmt.Sprintf("t-getppid %d | tail -n 1", debugCalls)}))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer g.Close()
+			g := start(t, ctx, guest(direct.Config{Script: fmt.Sprintf("t-getppid %d | tail -n 1", debugCalls)}))
 			vm, err := g.Arm(mode.exits)
 			if err != nil {
 				t.Fatal(err)
@@ -45,13 +40,15 @@ func TestDebugger(t *testing.T) {
 				t.Fatal(err)
 			}
 			st, err := vm.Wait(ctx)
-			for err == nil && st.Enters < debugFrom {
-				time.Sleep(10 * time.Millisecond)
-				st, err = vm.Status()
-			}
 			if err != nil {
 				t.Fatal(err)
 			}
+			eventually(t, "the guest is busy", func() error {
+				if st, err = vm.Status(); err == nil && st.Enters < debugFrom {
+					err = fmt.Errorf("%d calls", st.Enters)
+				}
+				return err
+			})
 
 			d := attachDebugger(t, ctx, g)
 			made, returned := d.steps(t, st.Lstar)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"frail/bpf"
 	"frail/lab/direct"
 	"frail/lab/kmsg"
 )
@@ -24,6 +25,12 @@ var (
 	initrd = flag.String("initrd", "/frail/guest/initramfs.cpio.gz", "the guest's initramfs")
 	limit  = flag.Duration("limit", 10*time.Minute, "how long one guest may take")
 )
+
+// exitModes are the ways to trace a guest.
+var exitModes = []struct {
+	name  string
+	exits uint32
+}{{"both", bpf.ExitsBoth}, {"entry", bpf.ExitsEntry}}
 
 // guest completes a guest's configuration.
 func guest(cfg direct.Config) direct.Config {
@@ -68,23 +75,51 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
+// start starts a guest, which is paused and gone at the test's end.
+func start(t *testing.T, ctx context.Context, cfg direct.Config) *direct.Guest {
+	t.Helper()
+	g, err := direct.Start(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
 // run runs a guest untraced.
 func run(t *testing.T, cfg direct.Config) (*direct.Result, error) {
 	t.Helper()
 	ctx := testContext(t)
-	g, err := direct.Start(ctx, guest(cfg))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := g.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	g := start(t, ctx, guest(cfg))
 	if err := g.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return g.Wait(ctx)
+}
+
+// eventually waits until check returns no error; the last one is the test's.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	within(t, *limit, what, check)
+}
+
+// within is eventually with a limit of its own.
+func within(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	const poll = 20 * time.Millisecond
+	// Not of the test's context, which is done when it cleans up.
+	over := time.After(limit)
+	for err := check(); err != nil; err = check() {
+		select {
+		case <-over:
+			t.Fatalf("%s: not within %v: %v", what, limit, err)
+		case <-time.After(poll):
+		}
+	}
 }
 
 // TestFiles carries files into a guest and out of it.

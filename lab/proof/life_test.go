@@ -5,16 +5,15 @@
 package proof
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,15 +49,7 @@ func busyGuest(t *testing.T, cfg direct.Config) *direct.Guest {
 	t.Helper()
 	ctx := testContext(t)
 	cfg.VCPUs = 2
-	g, err := direct.Start(ctx, quickGuest(cfg))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := g.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	g := start(t, ctx, quickGuest(cfg))
 	if err := errors.Join(g.Resume(ctx), g.Await(ctx, "under load")); err != nil {
 		t.Fatal(err)
 	}
@@ -185,19 +176,6 @@ func recordVMs(t *testing.T, vms ...*device.VM) *direct.Recording {
 		}
 	})
 	return rec
-}
-
-// eventually waits until check returns no error; the last one is the test's.
-func eventually(t *testing.T, what string, check func() error) {
-	t.Helper()
-	ctx := testContext(t)
-	for err := check(); err != nil; err = check() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("%s: %v: %v", what, context.Cause(ctx), err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // makesCalls waits until a VM has made some more calls.
@@ -436,6 +414,10 @@ func startArmer(t *testing.T, g *direct.Guest) (*exec.Cmd, uint32) {
 	cmd := exec.CommandContext(t.Context(), self)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", armerVariable, g.PID()))
 	cmd.Stderr = os.Stderr
+	// It waits for the other end, which is closed when this process ends.
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -450,7 +432,8 @@ func startArmer(t *testing.T, g *direct.Guest) (*exec.Cmd, uint32) {
 	return cmd, id
 }
 
-// armAndWait is startArmer's process: it arms, says the VM's id and waits.
+// armAndWait is startArmer's process: it arms, says the VM's id and waits to be killed, or
+// for the end of its input.
 func armAndWait(process string) error {
 	pid, err := strconv.Atoi(process)
 	if err != nil {
@@ -462,6 +445,6 @@ func armAndWait(process string) error {
 	}
 	defer vm.Close()
 	fmt.Println(vm.ID())
-	time.Sleep(time.Hour)
-	return nil
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }

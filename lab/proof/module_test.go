@@ -27,15 +27,13 @@ func load(t *testing.T) {
 // unload unloads a module, which something may still hold for a moment.
 func unload(t *testing.T, name string) {
 	t.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if err = unix.DeleteModule(name, unix.O_NONBLOCK); !errors.Is(err, unix.EAGAIN) {
-			break
+	within(t, time.Minute, "unload "+name, func() error {
+		err := unix.DeleteModule(name, unix.O_NONBLOCK)
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			t.Fatalf("unload %s: %v", name, err)
 		}
-	}
-	if err != nil {
-		t.Fatalf("unload %s: %v", name, err)
-	}
+		return err
+	})
 }
 
 func readFile(t *testing.T, name string) []byte {

@@ -85,10 +85,7 @@ func hypervisorGuest(t *testing.T) direct.Config {
 	if strings.Contains(release, "debug") {
 		t.Skip("the host's modules are not of the guest's kernel")
 	}
-	module := "kvm-amd.ko"
-	if vendor(t) == "GenuineIntel" {
-		module = "kvm-intel.ko"
-	}
+	wanted := strings.ReplaceAll(kvmVendor(t), "_", "-") + ".ko"
 	dir := filepath.Join("/lib/modules", release)
 	index, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
@@ -97,7 +94,7 @@ func hypervisorGuest(t *testing.T) direct.Config {
 	cfg := direct.Config{VCPUs: 2, Files: map[string]string{}}
 	for line := range strings.Lines(string(index)) {
 		file, deps, _ := strings.Cut(line, ":")
-		if filepath.Base(file) != module {
+		if filepath.Base(file) != wanted {
 			continue
 		}
 		// What a module needs is behind it.
@@ -109,7 +106,7 @@ func hypervisorGuest(t *testing.T) direct.Config {
 		}
 	}
 	if cfg.Script == "" {
-		t.Fatalf("no %s in %s", module, dir)
+		t.Fatalf("no %s in %s", wanted, dir)
 	}
 	return cfg
 }

@@ -349,11 +349,12 @@ func TestRefusedLivepatch(t *testing.T) {
 			if err := os.WriteFile(dir+"/enabled", []byte("0"), 0); err != nil {
 				t.Fatal(err)
 			}
-			for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-				if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-					break
+			within(t, time.Minute, "the livepatch is off", func() error {
+				if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("%s is there: %v", dir, err)
 				}
-			}
+				return nil
+			})
 			unload(t, "livepatch")
 		})
 		checkNotLoaded(t, readFile(t, *module), unix.EBUSY, owned("handle_ud"))

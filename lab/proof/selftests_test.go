@@ -217,12 +217,6 @@ func TestSelftests(t *testing.T) {
 	}
 }
 
-// exitModes are the ways to trace a guest.
-var exitModes = []struct {
-	name  string
-	exits uint32
-}{{"both", bpf.ExitsBoth}, {"entry", bpf.ExitsEntry}}
-
 func compareSelftests(t *testing.T, s *selftestGuest) {
 	first := s.runUntraced(t)
 	second := s.runUntraced(t)

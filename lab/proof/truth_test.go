@@ -33,11 +33,11 @@ var busy string
 // records are equal, and no return value is wrong.
 func TestTruth(t *testing.T) {
 	for _, vcpus := range []int{1, 2} {
-		for _, exits := range []uint32{bpf.ExitsBoth, bpf.ExitsEntry} {
+		for _, mode := range exitModes {
 			for _, pti := range []bool{false, true} {
-				name := fmt.Sprintf("%dvcpu/%s/%s", vcpus, exitsName(exits), ptiName(pti))
+				name := fmt.Sprintf("%dvcpu/%s/%s", vcpus, mode.name, ptiName(pti))
 				t.Run(name, func(t *testing.T) {
-					guest, host := record(t, vcpus, exits, ptiName(pti), checkPTI(pti)+busyScript())
+					guest, host := record(t, vcpus, mode.exits, ptiName(pti), checkPTI(pti)+busyScript())
 					compare(t, guest, host)
 					testDrop(t, guest, host)
 				})
@@ -54,9 +54,9 @@ const knownPercent = 95
 // come and go at once, what is not known are the calls that end by IRET, execve
 // above all, before a page fault or an interrupt.
 func TestKnown(t *testing.T) {
-	for _, exits := range []uint32{bpf.ExitsBoth, bpf.ExitsEntry} {
-		t.Run(exitsName(exits), func(t *testing.T) {
-			guest, host := record(t, 2, exits, ptiName(false), checkPTI(false)+fmt.Sprintf("t-serve %d", *requests))
+	for _, mode := range exitModes {
+		t.Run(mode.name, func(t *testing.T) {
+			guest, host := record(t, 2, mode.exits, ptiName(false), checkPTI(false)+fmt.Sprintf("t-serve %d", *requests))
 			r := compare(t, guest, host)
 			if r.KnownPercent() < knownPercent {
 				t.Errorf("%.2f %% of the return values are known, want %d", r.KnownPercent(), knownPercent)
@@ -191,13 +191,6 @@ func records(t *testing.T, name string, tr *direct.Traced) ([]truth.GuestEvent, 
 		t.Fatal(err)
 	}
 	return events, tr.Events
-}
-
-func exitsName(exits uint32) string {
-	if exits == bpf.ExitsEntry {
-		return "entry"
-	}
-	return "both"
 }
 
 func ptiName(pti bool) string {
