@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,8 +50,11 @@ func (b *Bochs) program(ctx context.Context, name string, args ...string) *exec.
 }
 
 // WriteDisc writes to dst an image of a disc that boots a small host's kernel
-// with this initramfs and command line.
+// with this initramfs and command line. The debug kernel is not for it.
 func (b *Bochs) WriteDisc(ctx context.Context, dst string, s *Small, initrd, cmdline string) error {
+	if s.Multiboot == "" {
+		return errors.New("write the disc: the debug kernel does not boot by multiboot: use HOST=bookworm, or VENDOR=amd")
+	}
 	work, err := os.MkdirTemp("", "frail-disc-")
 	if err != nil {
 		return fmt.Errorf("write the disc: %w", err)

@@ -30,7 +30,7 @@ const debugSource = "linux-source-6.1"
 
 // debugPackages are what building the debug kernel takes.
 var debugPackages = []string{
-	debugSource, "bc", "bison", "cpio", "dpkg-dev", "flex", "gcc", "kmod",
+	debugSource, "bc", "bison", "cpio", "dpkg-dev", "dwarves", "flex", "gcc", "kmod",
 	"libelf-dev", "libssl-dev", "make", "rsync", "xz-utils",
 }
 
@@ -57,7 +57,7 @@ func buildDebugKernel(ctx context.Context, suite string, log io.Writer) (string,
 	key.Add("config", debugConfig)
 	key.Add("script", []byte(debugScript))
 	return cache.Build(ctx, "kernel-debug", key.String(), func(ctx context.Context, dir string) error {
-		fmt.Fprintf(log, "lab: building the debug kernel (about 20 minutes): %s of Debian %s\n", debugSource, suite)
+		fmt.Fprintf(log, "lab: building the debug kernel (about 30 minutes): %s of Debian %s\n", debugSource, suite)
 		root := filepath.Join(dir, "root")
 		if err := installRoot(ctx, root, suite, "minbase", debugPackages, log); err != nil {
 			return err

@@ -26,8 +26,8 @@ import (
 // whole host is too slow (Bochs), and does nothing of its own where that would
 // be counted (instruction counts).
 type Small struct {
-	Kernel    string // file: the host's kernel, uncompressed
-	Multiboot string // file: the same for a multiboot loader
+	Kernel    string // file: the host's kernel, uncompressed but for the debug kernel
+	Multiboot string // file: the same for a multiboot loader; empty for the debug kernel
 	Initrd    string // file: the initramfs, to which the files of a run are appended
 }
 
@@ -71,20 +71,25 @@ func BuildSmall(ctx context.Context, h *Host, log io.Writer) (*Small, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Small{
-		Kernel:    filepath.Join(dir, "vmlinux"),
-		Multiboot: filepath.Join(dir, "vmlinux.multiboot"),
-		Initrd:    filepath.Join(dir, "initramfs.cpio"),
-	}, nil
+	s := &Small{Initrd: filepath.Join(dir, "initramfs.cpio")}
+	if h.Debug {
+		// KASAN instruments what 6.1 runs at its PVH entry, before there is a shadow memory.
+		s.Kernel = h.Kernel
+	} else {
+		s.Kernel, s.Multiboot = filepath.Join(dir, "vmlinux"), filepath.Join(dir, "vmlinux.multiboot")
+	}
+	return s, nil
 }
 
 func fillSmall(ctx context.Context, dir string, h *Host, log io.Writer) error {
 	fmt.Fprintln(log, "lab: building the small host of", h.Name)
-	if err := writeUnpacked(ctx, filepath.Join(dir, "vmlinux"), h.Kernel); err != nil {
-		return err
-	}
-	if err := writeMultiboot(ctx, filepath.Join(dir, "vmlinux.multiboot"), h.Kernel, log); err != nil {
-		return err
+	if !h.Debug {
+		if err := writeUnpacked(ctx, filepath.Join(dir, "vmlinux"), h.Kernel); err != nil {
+			return err
+		}
+		if err := writeMultiboot(ctx, filepath.Join(dir, "vmlinux.multiboot"), h.Kernel, log); err != nil {
+			return err
+		}
 	}
 	root, err := os.OpenRoot(h.Root)
 	if err != nil {
