@@ -31,7 +31,7 @@ const debugSource = "linux-source-6.1"
 // debugPackages are what building the debug kernel takes.
 var debugPackages = []string{
 	debugSource, "bc", "bison", "cpio", "dpkg-dev", "dwarves", "flex", "gcc", "kmod",
-	"libelf-dev", "libssl-dev", "make", "rsync", "xz-utils",
+	"libelf-dev", "libssl-dev", "make", "python3-minimal", "rsync", "xz-utils",
 }
 
 // debugScript runs in the build root's /build, which has debug.config, and
