@@ -25,6 +25,9 @@ PROOF ?=
 PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),\
 	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
+# Of make lab-selftests: which of them run, and which do not, as patterns of file names.
+ONLY ?= *
+WITHOUT ?=
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.
 CELLS ?=
@@ -129,8 +132,8 @@ lab-proof: small-files ## run the tests that need no libvirt on the small host: 
 lab-matrix: ## run the tests on every host and print what became of them (CELLS="HOST[/VENDOR[/TARGET]] ...")
 	@$(GO) run ./lab/cmd/lab-matrix $(CELLS)
 
-lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel)
-	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -test.run TestSelftests'
+lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel ONLY=pattern WITHOUT=pattern)
+	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -test.run TestSelftests -only "$(ONLY)" -without "$(WITHOUT)"'
 
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
