@@ -7,4 +7,7 @@
 // its image and symbol tables lie, kallsyms names its symbols, and BTF holds its
 // types. The guest controls all of them, so every length and count is bounded,
 // and a layout is accepted only after cross-checks that a wrong one fails.
+//
+// With a layout the guest can be read: [Layout.Processes] lists its processes and
+// [Layout.KernelLog] its kernel's messages, while it runs and changes them.
 package layout

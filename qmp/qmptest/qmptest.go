@@ -59,6 +59,8 @@ type Guest struct {
 	Conn *libvirt.Connect
 	// PID is QEMU's process id.
 	PID int
+	// Libvirt is the daemon that owns it.
+	Libvirt *libvirttest.Daemon
 
 	socket string
 	conn   net.Conn
@@ -104,7 +106,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	tb.Cleanup(func() { _, _ = conn.Close() })
 
 	const name = "guest"
-	g := &Guest{Conn: conn, socket: filepath.Join(d.Dir, "guest.sock")}
+	g := &Guest{Conn: conn, Libvirt: d, socket: filepath.Join(d.Dir, "guest.sock")}
 	if cfg.MemoryMiB == 0 {
 		cfg.MemoryMiB = 512
 	}
