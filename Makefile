@@ -26,6 +26,8 @@ PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),
 	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
+# Of make fuzz: how long each target runs.
+FUZZTIME ?= 60s
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.
 CELLS ?=
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
@@ -67,6 +69,11 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 
 unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
+
+fuzz: ## run every fuzz target for FUZZTIME, one after the other
+	@grep -r --include='*_test.go' --exclude-dir=build '^func Fuzz' . | \
+		sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | sort | while read -r package target; do \
+		$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; done
 
 test: lint unit ## every test of a change: make lab-matrix without arguments has more hosts
 	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"
@@ -146,5 +153,5 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	rm -rf $B
 	$(MAKE) -C kmod clean
 
-.PHONY: all help deps build kmod generate lint unit test install clean \
+.PHONY: all help deps build kmod generate lint unit fuzz test install clean \
 	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost bench demo

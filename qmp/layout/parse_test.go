@@ -304,13 +304,29 @@ func FuzzBTF(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, id := range types.find("task_struct", "thread_union") {
-			for _, name := range []string{"pid", "comm", "stack", "matrix", "none"} {
-				if _, typ, err := types.member(id, name); err == nil {
-					_, _ = types.sizeof(typ)
+		// The answers are the same from the types in use alone.
+		ask := func(types *btfTypes) (out []string) {
+			ids := types.find("task_struct", "thread_union")
+			for _, structure := range []string{"task_struct", "thread_union"} {
+				id, ok := ids[structure]
+				if !ok {
+					continue
 				}
+				for _, name := range []string{"pid", "comm", "stack", "matrix", "none"} {
+					offset, typ, err := types.member(id, name)
+					size, sizeErr := types.sizeof(typ)
+					out = append(out, fmt.Sprint(offset, err == nil, size, sizeErr == nil))
+				}
+				size, err := types.sizeof(id)
+				out = append(out, fmt.Sprint(size, err == nil))
 			}
-			_, _ = types.sizeof(id)
+			return out
+		}
+		want := ask(types)
+		if used, err := types.used(); err == nil {
+			if got := ask(used); !slices.Equal(got, want) {
+				t.Errorf("types in use say %q, all types %q", got, want)
+			}
 		}
 		l := &Layout{symbols: &symbols{}}
 		if l.takeOffsets(types) == nil {

@@ -393,7 +393,7 @@ func (l *Layout) fill(ctx context.Context, mem io.ReaderAt, c *candidate, hint H
 
 	if rd.types == nil {
 		if rd.types, rd.btf, err = l.readTypes(ctx, sp); err != nil {
-			return fmt.Errorf("read BTF: %w", err)
+			return fmt.Errorf("read types: %w", err)
 		}
 	}
 	if err := l.takeOffsets(rd.types); err != nil {

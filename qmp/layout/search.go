@@ -26,9 +26,9 @@ const (
 	// typicalNames is how much memory before the tokens is looked at first.
 	typicalNames = 6 << 20
 
-	// maxSearchSteps bounds the search for the names of one token table: a
-	// second at most.
-	maxSearchSteps = 1 << 28
+	// maxSearchSteps bounds the search for the names of one token table to some
+	// 100 ms.
+	maxSearchSteps = 1 << 25
 
 	// maxTableHits bounds how many token tables are examined.
 	maxTableHits = 64
@@ -125,7 +125,8 @@ func examineTokens(m memory, hit uint64) (start, index uint64, out [tokens]strin
 }
 
 // findNames finds the names and the count of symbols in the memory before a token
-// table, at which b ends.
+// table, at which b ends. Between the two lie the markers: where every 256th name
+// begins, the first at 0.
 func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
 	word := func(at int) int { return int(binary.LittleEndian.Uint32(b[at:])) }
 	const (
@@ -133,23 +134,30 @@ func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
 		maxBlock = (maxSymbolName + 2) * namesPerMarker
 	)
 	steps := 0
-	for markers := len(b)&^3 - 8; markers > minBlock; markers -= 4 {
+	for markers := len(b)&^3 - 12; markers >= 0; markers -= 4 {
 		if word(markers) != 0 {
 			continue
 		}
-		if first := word(markers + 4); first < minBlock || first > maxBlock {
-			continue
-		}
-		for at := (markers - minBlock) &^ 3; at >= 8; at -= 4 {
-			if steps++; steps > maxSearchSteps {
-				return 0, 0, fmt.Errorf("gave up the search for names after %d steps", maxSearchSteps)
-			} else if steps%(1<<20) == 0 && ctx.Err() != nil {
-				return 0, 0, ctx.Err()
+		n := 1 // markers that follow each other like such
+		for ; markers+4*n+4 <= len(b); n++ {
+			if d := word(markers+4*n) - word(markers+4*n-4); d < minBlock || d > maxBlock {
+				break
 			}
-			for _, numSyms := range [...]int{at - 4, at - 8} {
-				count := word(numSyms)
-				if count > namesPerMarker && count <= maxSymbols && fitsMarkers(b, at, count, markers) {
-					return at, numSyms, nil
+		}
+		// What follows may look like another one.
+		for blocks := n; blocks > 2 && blocks >= n-1; blocks-- {
+			end := markers - word(markers+4*blocks-4)
+			for at := end &^ 3; at >= max(8, end-maxBlock); at -= 4 {
+				if steps++; steps > maxSearchSteps {
+					return 0, 0, fmt.Errorf("gave up the search for names after %d steps", maxSearchSteps)
+				} else if steps%(1<<20) == 0 && ctx.Err() != nil {
+					return 0, 0, ctx.Err()
+				}
+				for _, numSyms := range [...]int{at - 4, at - 8} {
+					count := word(numSyms)
+					if (count+namesPerMarker-1)/namesPerMarker == blocks && fitsMarkers(b, at, count, markers) {
+						return at, numSyms, nil
+					}
 				}
 			}
 		}
@@ -161,10 +169,6 @@ func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
 // markers says where every 256th begins.
 func fitsMarkers(b []byte, names, count, markers int) bool {
 	marker := func(i int) int { return int(binary.LittleEndian.Uint32(b[markers+4*i:])) }
-	blocks := (count + namesPerMarker - 1) / namesPerMarker
-	if len(b)-markers < 4*blocks || marker(blocks-1) >= markers-names {
-		return false
-	}
 	at := names
 	for i := range count {
 		if i%namesPerMarker == 0 && at-names != marker(i/namesPerMarker) {
