@@ -142,9 +142,14 @@ lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in u
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
-bench: deps ## print what a traced call costs, and what the analysis of call sequences costs and detects
+bench: deps ## print what a traced call costs, what the analysis of call sequences costs and detects, and how fast layouts are found
 	@$(MAKE) --no-print-directory lab-cost
 	@sh tracer/bench.sh
+	@$(MAKE) --no-print-directory bench-layout
+
+bench-layout: deps ## print how long it takes to find a guest kernel's layout, and in how much memory
+	@for host in bookworm trixie sid; do $(GO) run ./lab/cmd/lab --host $$host guest $B/hosts/$$host/guest >/dev/null || exit 1; done
+	@$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) -run '^$$' -bench '^BenchmarkResolve$$' -benchtime 1x ./qmp/layout
 
 demo: lab-files ## boot the lab's host and show a guest's system calls live
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/demo.sh
@@ -154,4 +159,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit fuzz test install clean \
-	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost bench demo
+	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost bench bench-layout demo

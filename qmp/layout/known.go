@@ -146,11 +146,23 @@ func (r *Resolver) remember(l *Layout, rd *reading) {
 	r.use(k)
 }
 
-// use makes k the kernel that was used last. r.mu is held.
+// use makes k the kernel that was used last, and forgets those that were not for
+// long. r.mu is held.
 func (r *Resolver) use(k *kernel) {
 	r.kernels = slices.DeleteFunc(r.kernels, func(other *kernel) bool { return other == k })
 	r.kernels = slices.Insert(r.kernels, 0, k)
-	if len(r.kernels) > maxKernels {
-		r.kernels = slices.Delete(r.kernels, maxKernels, len(r.kernels))
+	size := 0
+	for i, other := range r.kernels {
+		if size += other.size(); size > maxKnown || i >= maxKernels {
+			r.kernels = slices.Delete(r.kernels, i, len(r.kernels))
+			return
+		}
 	}
+}
+
+// size returns about how many bytes the kernel takes.
+func (k *kernel) size() int {
+	s := k.symbols
+	return cap(s.names) + 4*len(s.starts) + 8*len(s.index) + 4*len(s.offsets) + 8*len(s.addrs) +
+		len(k.types.types) + len(k.types.strings)
 }

@@ -25,8 +25,10 @@ const (
 	// guest one page.
 	maxCandidates = 16
 
-	// maxKernels bounds the kernels that a Resolver knows, of some 6 MB each.
+	// maxKernels bounds the kernels that a Resolver knows, and maxKnown the bytes
+	// that they take: some 10 MB each.
 	maxKernels = 8
+	maxKnown   = 64 << 20
 )
 
 // Resolver resolves layouts and remembers the kernels it met: the next boot of

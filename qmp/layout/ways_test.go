@@ -176,7 +176,7 @@ func TestResolveWays(t *testing.T) {
 		isfFile := filepath.Join(dir, "isf.json.xz")
 		writeISF(t, isfFile, spec, want)
 		vmlinux := filepath.Join(dir, "vmlinux")
-		buildVmlinux(t, vmlinux, btfFile, want)
+		buildVmlinux(t, vmlinux, btfFile, spec, want)
 
 		for _, tt := range []struct {
 			name    string
@@ -290,7 +290,7 @@ func linked(l *Layout) []Symbol {
 
 // buildVmlinux builds an ELF file with a kernel's build id, symbols and, as DWARF,
 // types.
-func buildVmlinux(t *testing.T, path, btfFile string, l *Layout) {
+func buildVmlinux(t *testing.T, path, btfFile string, spec *btf.Spec, l *Layout) {
 	t.Helper()
 	dir := t.TempDir()
 	run := func(out, name string, args ...string) {
@@ -312,12 +312,13 @@ func buildVmlinux(t *testing.T, path, btfFile string, l *Layout) {
 	var source strings.Builder
 	source.WriteString("#define BPF_NO_PRESERVE_ACCESS_INDEX\n#include \"types.h\"\n")
 	for i, name := range structNames {
-		kind := "struct"
-		if strings.HasSuffix(name, "_union") {
-			kind = "union"
-		}
-		if name == "pcpu_hot" && strings.HasPrefix(l.Release, "6.1.") {
+		typ, err := spec.AnyTypeByName(name)
+		if err != nil {
 			continue
+		}
+		kind := "struct"
+		if _, ok := typ.(*btf.Union); ok {
+			kind = "union"
 		}
 		fmt.Fprintf(&source, "%s %s frail_test_%d;\n", kind, name, i)
 	}
