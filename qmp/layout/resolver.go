@@ -300,11 +300,18 @@ func (r *Resolver) importFor(ctx context.Context, mem io.ReaderAt, c *candidate,
 		if errors.Is(err, ErrNotImported) {
 			continue
 		}
+		// What the guest says itself goes before.
+		if err == nil && l.symbols != nil && imp.types != nil {
+			typed := new(Layout)
+			if rd, err := typed.read(ctx, mem, c, hint, &imported{types: imp.types, stamp: imp.stamp}); err == nil {
+				return typed, rd, nil
+			}
+		}
 		if err == nil {
-			l := new(Layout)
+			full := new(Layout)
 			var rd *reading
-			if rd, err = l.read(ctx, mem, c, hint, imp); err == nil {
-				return l, rd, nil
+			if rd, err = full.read(ctx, mem, c, hint, imp); err == nil {
+				return full, rd, nil
 			}
 		}
 		errs = append(errs, fmt.Errorf("with what was imported for build id %s: %w", id, err))

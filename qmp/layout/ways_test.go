@@ -186,6 +186,9 @@ func TestResolveWays(t *testing.T) {
 			symbols Origin
 		}{
 			{"types from BTF", noBTF, Hint{}, func(s *Store) (Imported, error) { return s.ImportBTF(btfFile, want.BuildID) }, OriginNote},
+			{"types from an image with DWARF", noBTF, Hint{}, func(s *Store) (Imported, error) {
+				return s.ImportVmlinux(t.Context(), vmlinux, want.BuildID)
+			}, OriginNote},
 			{"all from ISF", maps(noBTF, noSymbols), Hint{LSTAR: want.LSTAR, CR3: cr3}, func(s *Store) (Imported, error) {
 				return s.ImportISF(t.Context(), isfFile, want.BuildID)
 			}, OriginImport},
