@@ -112,8 +112,9 @@ func parseBTF(raw []byte) (*btfTypes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("strings: %w", err)
 	}
-	if n := len(stringTable); n == 0 || stringTable[n-1] != 0 {
-		return nil, errors.New("strings: not terminated")
+	// The first one is empty: the name of what has none.
+	if n := len(stringTable); n == 0 || stringTable[0] != 0 || stringTable[n-1] != 0 {
+		return nil, errors.New("strings: no empty one first, or the last one has no end")
 	}
 	const typical = 28 // bytes of a type
 	b := &btfTypes{types: types, strings: stringTable, offsets: make([]uint32, 1, min(len(types)/typical, maxTypes)+1), touched: make(map[uint32]struct{})}

@@ -79,8 +79,13 @@ func (r *Resolver) known(c *candidate) (*kernel, *symbols) {
 // by bytes further up.
 func (k *kernel) isAt(m memory, by uint64) bool {
 	if t := k.tables; t != (kallsymsTables{}) {
-		names := make([]byte, len(k.symbols.names))
-		if m.read(names, t.names+by) != nil || !bytes.Equal(names, k.symbols.names) {
+		rest := k.symbols.names
+		same := readChunks(m, t.names+by, uint64(len(rest)), func(b []byte) bool {
+			same := bytes.Equal(b, rest[:len(b)])
+			rest = rest[len(b):]
+			return same
+		})
+		if !same {
 			return false
 		}
 		t.tokenIndex += by
@@ -95,33 +100,53 @@ func (k *kernel) isAt(m memory, by uint64) bool {
 	if k.btf == nil {
 		return true
 	}
-	raw := make([]byte, k.btf.size)
-	return m.read(raw, k.btf.addr+by) == nil && sha256.Sum256(raw) == k.btf.digest
+	digest := sha256.New()
+	read := readChunks(m, k.btf.addr+by, k.btf.size, func(b []byte) bool {
+		digest.Write(b)
+		return true
+	})
+	return read && [sha256.Size]byte(digest.Sum(nil)) == k.btf.digest
 }
 
 // hasAddresses reports whether the symbols' addresses are there again.
 func (k *kernel) hasAddresses(m memory, by uint64) bool {
+	i := 0
 	if k.symbols.encoding == encodingAbsolute {
-		raw := make([]byte, 8*len(k.symbols.addrs))
-		if m.read(raw, k.tables.addresses+by) != nil {
-			return false
-		}
 		moved := k.symbols.moved(by)
-		for i := range k.symbols.addrs {
-			if binary.LittleEndian.Uint64(raw[8*i:]) != moved.addr(i) {
+		return readChunks(m, k.tables.addresses+by, 8*uint64(len(k.symbols.addrs)), func(b []byte) bool {
+			for ; len(b) > 0; b = b[8:] {
+				if binary.LittleEndian.Uint64(b) != moved.addr(i) {
+					return false
+				}
+				i++
+			}
+			return true
+		})
+	}
+	offsets := k.symbols.offsets
+	return readChunks(m, k.tables.offsets+by, 4*uint64(len(offsets)), func(b []byte) bool {
+		for ; len(b) > 0; b = b[4:] {
+			if int32(binary.LittleEndian.Uint32(b)) != offsets[i] {
 				return false
 			}
+			i++
 		}
 		return true
-	}
-	raw := make([]byte, 4*len(k.symbols.offsets))
-	if m.read(raw, k.tables.offsets+by) != nil {
-		return false
-	}
-	for i, o := range k.symbols.offsets {
-		if int32(binary.LittleEndian.Uint32(raw[4*i:])) != o {
+	})
+}
+
+// readChunks calls f with size bytes from addr on, some at a time, and reports
+// whether all could be read and f always returned true.
+func readChunks(m memory, addr, size uint64, f func([]byte) bool) bool {
+	const chunk = 256 << 10 // fits the cache
+	buf := make([]byte, min(size, chunk))
+	for size > 0 {
+		b := buf[:min(size, chunk)]
+		if m.read(b, addr) != nil || !f(b) {
 			return false
 		}
+		addr += uint64(len(b))
+		size -= uint64(len(b))
 	}
 	return true
 }
