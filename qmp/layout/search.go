@@ -71,7 +71,7 @@ func examineTables(ctx context.Context, m memory, hit uint64) (*foundTables, err
 	for _, size := range []uint64{typicalNames, maxNames} {
 		before := readBack(m, start, size)
 		var at, numSyms int
-		at, numSyms, err = findNames(ctx, before)
+		at, numSyms, err = findNames(before)
 		if err != nil {
 			if uint64(len(before)) < size {
 				break
@@ -127,13 +127,13 @@ func examineTokens(m memory, hit uint64) (start, index uint64, out [tokens]strin
 // findNames finds the names and the count of symbols in the memory before a token
 // table, at which b ends. Between the two lie the markers: where every 256th name
 // begins, the first at 0.
-func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
+func findNames(b []byte) (names, numSyms int, err error) {
 	word := func(at int) int { return int(binary.LittleEndian.Uint32(b[at:])) }
 	const (
 		minBlock = 2 * namesPerMarker
 		maxBlock = (maxSymbolName + 2) * namesPerMarker
 	)
-	steps := 0
+	budget := maxSearchSteps
 	for markers := len(b)&^3 - 12; markers >= 0; markers -= 4 {
 		if word(markers) != 0 {
 			continue
@@ -148,14 +148,12 @@ func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
 		for blocks := n; blocks > 2 && blocks >= n-1; blocks-- {
 			end := markers - word(markers+4*blocks-4)
 			for at := end &^ 3; at >= max(8, end-maxBlock); at -= 4 {
-				if steps++; steps > maxSearchSteps {
+				if budget--; budget <= 0 {
 					return 0, 0, fmt.Errorf("gave up the search for names after %d steps", maxSearchSteps)
-				} else if steps%(1<<20) == 0 && ctx.Err() != nil {
-					return 0, 0, ctx.Err()
 				}
 				for _, numSyms := range [...]int{at - 4, at - 8} {
 					count := word(numSyms)
-					if (count+namesPerMarker-1)/namesPerMarker == blocks && fitsMarkers(b, at, count, markers) {
+					if (count+namesPerMarker-1)/namesPerMarker == blocks && fitsMarkers(b, at, count, markers, &budget) {
 						return at, numSyms, nil
 					}
 				}
@@ -166,13 +164,15 @@ func findNames(ctx context.Context, b []byte) (names, numSyms int, err error) {
 }
 
 // fitsMarkers reports whether count names begin at names and end at markers, and
-// markers says where every 256th begins.
-func fitsMarkers(b []byte, names, count, markers int) bool {
+// markers says where every 256th begins. It takes what it looks at off budget.
+func fitsMarkers(b []byte, names, count, markers int, budget *int) bool {
 	marker := func(i int) int { return int(binary.LittleEndian.Uint32(b[markers+4*i:])) }
 	at := names
 	for i := range count {
-		if i%namesPerMarker == 0 && at-names != marker(i/namesPerMarker) {
-			return false
+		if i%namesPerMarker == 0 {
+			if *budget -= namesPerMarker; *budget <= 0 || at-names != marker(i/namesPerMarker) {
+				return false
+			}
 		}
 		length, size := nameLength(b[at:markers])
 		if at += size + length; size == 0 || length == 0 || at > markers {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // arrangements are the orders in which kernels keep their tables, by the versions
@@ -136,5 +137,40 @@ func TestSearchAcrossChunks(t *testing.T) {
 		if !slices.Equal(h.addrs, []uint64{uint64(at)}) {
 			t.Errorf("%d bytes before the end of a chunk of memory: %#x", back, h.addrs)
 		}
+	}
+}
+
+// Memory that offers ever other beginnings of the names is given up.
+func TestSearchIsBounded(t *testing.T) {
+	le := binary.LittleEndian
+	var index, table []byte
+	for i := range tokens {
+		index = le.AppendUint16(index, uint16(len(table)))
+		table = append(append(table, string(rune(i))...), 0)
+	}
+	// Names of 7 bytes, each of which contains a count and so may be the last
+	// thing before the names.
+	const names, count = 1<<20 + 1<<17, 1 << 17
+	var content []byte
+	for range names / 8 {
+		content = append(content, 7, 1, 1, 1)
+		content = le.AppendUint32(content, count)
+	}
+	content = append(content, make([]byte, 16)...) // so none ends at the markers
+	for range 8 {
+		content = append(content, 0, 0, 0, 0)
+		for i := range count / namesPerMarker {
+			content = le.AppendUint32(content, uint32(8*namesPerMarker*(i+1)))
+		}
+	}
+	content = append(append(content, table...), make([]byte, -len(table)&7)...)
+	content = append(content, index...)
+	sp, _ := newImage(content)
+	started := time.Now()
+	if s, _, err := searchImage(t.Context(), sp, func(*symbols) bool { return true }); err == nil {
+		t.Errorf("found %d symbols", s.len())
+	}
+	if d := time.Since(started); d > fuzzLimit {
+		t.Errorf("it took %v", d)
 	}
 }

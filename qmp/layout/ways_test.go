@@ -513,6 +513,33 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// testdata/small.elf has DWARF, and no BTF.
+func TestImportVmlinux(t *testing.T) {
+	const id, file = "0123456789012345678901234567890123456789", "testdata/small.elf"
+	s := &Store{Dir: t.TempDir()}
+	got, err := s.ImportVmlinux(t.Context(), file, "")
+	if err != nil || got.BuildID != id || !got.Types || got.Symbols < 5 {
+		t.Fatalf("imported %+v, %v", got, err)
+	}
+	imp, err := s.load(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Layout{symbols: imp.symbols}
+	if err := l.takeOffsets(imp.types); err != nil {
+		t.Fatal(err)
+	}
+	if l.TaskPID != 8 || l.TaskTGID != 12 || l.TaskStack != 16 || l.TaskComm != 64 || l.PtRegsOrigAx != 120 || l.ThreadSize != 16384 {
+		t.Errorf("layout %+v", plain(l))
+	}
+	if _, err := s.ImportVmlinux(t.Context(), file, strings.Repeat("1", 40)); err == nil || !strings.Contains(err.Error(), id) {
+		t.Errorf("with another build id: %v", err)
+	}
+	if _, err := s.ImportVmlinux(t.Context(), "/bin/sh", ""); err == nil {
+		t.Error("a program that is no kernel: no error")
+	}
+}
+
 const smallISF = `{
  "metadata": {"format": "6.2.0"},
  "base_types": {"char": {"size": 1, "signed": true, "kind": "char", "endian": "little"}, "int": {"size": 4, "signed": true, "kind": "int", "endian": "little"},
