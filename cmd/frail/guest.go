@@ -67,7 +67,7 @@ func (o *guestOptions) withGuest(ctx context.Context, opts *options, args []stri
 		return err
 	}
 	defer mem.Close()
-	l, err := layout.Resolve(ctx, mem, mem.Ranges(), layout.Hint{})
+	l, err := importedLayouts().Resolve(ctx, mem, mem.Ranges(), layout.Hint{})
 	if err != nil {
 		return err
 	}

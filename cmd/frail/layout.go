@@ -38,6 +38,7 @@ page tables agree with it, which no process of the guest can forge.`,
 			})
 		},
 	}
+	cmd.AddCommand(newLayoutImport())
 	g.addTo(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one document")
 	return cmd

@@ -244,7 +244,7 @@ func (q *qemu) look(ctx context.Context, vm *device.VM, st bpf.Status) error {
 		return err
 	}
 	defer mem.Close()
-	l, err := layout.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: st.Lstar, CR3: st.Cr3})
+	l, err := importedLayouts().Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: st.Lstar, CR3: st.Cr3})
 	if err != nil {
 		return err
 	}

@@ -108,5 +108,5 @@ func (d *domain) currentLayout(ctx context.Context, snap snapshot, mem *qmp.Memo
 			hint = layout.Hint{LSTAR: st.Lstar, CR3: st.Cr3}
 		}
 	}
-	return layout.Resolve(ctx, mem, mem.Ranges(), hint)
+	return d.host.layouts.Resolve(ctx, mem, mem.Ranges(), hint)
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// kernel is the memory of a small kernel that a test makes: its image is all there is.
-type kernel struct {
+// fakeKernel is the memory of a small kernel that a test makes: its image is all there is.
+type fakeKernel struct {
 	l     *Layout
 	image []byte
 	mem   ram
@@ -39,11 +39,11 @@ const (
 	kernelEnd
 )
 
-// newKernel returns a kernel with one process and one message, in structures that have
+// newKernel returns one with a process and one message, in structures that have
 // nothing but what is read.
-func newKernel() kernel {
+func newKernel() fakeKernel {
 	space, image := newImage(nil)
-	k := kernel{image: image, mem: space.mem.(ram)}
+	k := fakeKernel{image: image, mem: space.mem.(ram)}
 	l := &Layout{PageTable: pgd, Levels: 4, InitTask: kernelInit, members: make(map[string]Member)}
 	k.l = l
 	ends := make(map[string]uint32)
@@ -182,7 +182,7 @@ func TestSmallKernel(t *testing.T) {
 }
 
 // fuzzKernel adds the small kernel to a fuzz target's corpus: all that is in its image.
-func fuzzKernel(f *testing.F) kernel {
+func fuzzKernel(f *testing.F) fakeKernel {
 	k := newKernel()
 	f.Add(append([]byte(nil), k.image[:kernelEnd-imageStart]...))
 	return k

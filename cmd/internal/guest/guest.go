@@ -29,9 +29,6 @@ const (
 
 	// tries is how often a list of processes is read that changes meanwhile.
 	tries = 5
-
-	// found is what a layout is resolved by.
-	found = "VMCOREINFO, kallsyms and BTF in the guest's memory"
 )
 
 // Guest is a guest whose kernel is known.
@@ -157,11 +154,16 @@ func (g *Guest) KernelLog(ctx context.Context, send func(*api.KernelLogResponse)
 	return send(out)
 }
 
+// found says how a layout was found and where its parts come from.
+func found(l *layout.Layout) string {
+	return fmt.Sprintf("%s; symbols: %s; types: %s", l.Source, l.SymbolSource, l.TypeSource)
+}
+
 // Describe describes the layout and the way to the guest's memory.
 func (g *Guest) Describe() *api.GuestLayout {
 	l := g.Layout
 	m := &api.GuestLayout{
-		Release: strings.ToValidUTF8(l.Release, "\ufffd"), BuildId: l.BuildID, Found: found, Anchored: l.Anchored,
+		Release: strings.ToValidUTF8(l.Release, "\ufffd"), BuildId: l.BuildID, Found: found(l), Anchored: l.Anchored,
 		Kaslr: l.KASLR, PhysBase: l.PhysBase, PageTable: l.PageTable, Levels: uint32(l.Levels),
 		DirectMap: l.DirectMap, DirectMapSize: l.DirectMapSize, Lstar: l.LSTAR, InitTask: l.InitTask,
 		CurrentTask: l.CurrentTask, Symbols: uint32(l.NumSymbols()), MemoryPath: string(g.Memory.Path()),
@@ -175,7 +177,7 @@ func (g *Guest) Describe() *api.GuestLayout {
 	for _, s := range []struct {
 		name string
 		time time.Duration
-	}{{"note", l.Timing.Note}, {"symbols", l.Timing.Symbols}, {"types", l.Timing.Types}, {"checks", l.Timing.Checks}} {
+	}{{"find", l.Timing.Find}, {"symbols", l.Timing.Symbols}, {"types", l.Timing.Types}, {"checks", l.Timing.Checks}} {
 		m.Steps = append(m.Steps, &api.LayoutStep{Name: s.name, Nano: int64(s.time)})
 	}
 	const intSize, pointerSize, commSize = 4, 8, 16
