@@ -21,6 +21,7 @@ import (
 
 	"frail/hooks/libvirttest"
 	"frail/lab/cache"
+	"frail/lab/image"
 )
 
 const (
@@ -34,13 +35,20 @@ const (
 
 	poll = 10 * time.Millisecond
 
+	// name is the domain's.
+	name = "guest"
+
 	// greeting is what the guest's init says first.
 	greeting = "frail guest ready"
 )
 
-// Config says what machine a guest gets. The zero value is a guest with 512 MiB,
-// one CPU of QEMU's default model and nothing on its command line.
+// Config says what machine a guest gets. The zero value is the lab's guest with
+// 512 MiB, one CPU of QEMU's default model and nothing on its command line.
 type Config struct {
+	// Kernel and Initrd are files to boot instead of the lab guest's. The
+	// initramfs must have the lab guest's init.
+	Kernel, Initrd string
+
 	MemoryMiB int
 	VCPUs     int
 	// CPU is the XML of libvirt's cpu element, or empty.
@@ -49,6 +57,8 @@ type Config struct {
 	Cmdline string
 	// Memory is the XML of libvirt's memoryBacking element, or empty.
 	Memory string
+	// Features is the XML within libvirt's features element, or empty.
+	Features string
 	// Paused leaves the guest before its first instruction.
 	Paused bool
 }
@@ -60,6 +70,7 @@ type Guest struct {
 	// PID is QEMU's process id.
 	PID int
 
+	daemon *libvirttest.Daemon
 	socket string
 	conn   net.Conn
 	lines  *bufio.Scanner
@@ -77,8 +88,9 @@ func Files(tb testing.TB) (kernel, initrd string) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	kernel = filepath.Join(dir, "guest", "vmlinuz")
-	initrd = filepath.Join(dir, "guest", "initramfs.cpio.gz")
+	built := filepath.Join(dir, "guest-"+image.DefaultHost)
+	kernel = filepath.Join(built, "vmlinuz")
+	initrd = filepath.Join(built, "initramfs.cpio.gz")
 	if k := os.Getenv(kernelEnv); k != "" {
 		kernel = k
 	}
@@ -95,7 +107,9 @@ func Files(tb testing.TB) (kernel, initrd string) {
 // libvirttest.Main.
 func Start(tb testing.TB, cfg Config) *Guest {
 	tb.Helper()
-	kernel, initrd := Files(tb)
+	if cfg.Kernel == "" {
+		cfg.Kernel, cfg.Initrd = Files(tb)
+	}
 	d := libvirttest.Start(tb)
 	conn, err := libvirt.NewConnect(d.URI)
 	if err != nil {
@@ -103,8 +117,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	}
 	tb.Cleanup(func() { _, _ = conn.Close() })
 
-	const name = "guest"
-	g := &Guest{Conn: conn, socket: filepath.Join(d.Dir, "guest.sock")}
+	g := &Guest{Conn: conn, daemon: d, socket: filepath.Join(d.Dir, "guest.sock")}
 	if cfg.MemoryMiB == 0 {
 		cfg.MemoryMiB = 512
 	}
@@ -123,6 +136,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
     <initrd>%s</initrd>
     <cmdline>console=ttyS0 panic=-1 %s</cmdline>
   </os>
+  <features>%s</features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
@@ -130,7 +144,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
     <serial type='file'><source path='%s'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='%s'/><target port='1'/></serial>
   </devices>
-</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, kernel, initrd, cfg.Cmdline, filepath.Join(d.Dir, "console"), g.socket)
+</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Features, filepath.Join(d.Dir, "console"), g.socket)
 
 	// Paused, so that nobody misses the greeting.
 	g.Dom, err = conn.DomainCreateXML(xml, libvirt.DOMAIN_START_PAUSED)
@@ -145,7 +159,18 @@ func Start(tb testing.TB, cfg Config) *Guest {
 			}
 		}
 	})
-	b, err := os.ReadFile(filepath.Join(d.StatusDir, name+".pid"))
+	g.attach(tb)
+	tb.Cleanup(func() { g.conn.Close() })
+	if !cfg.Paused {
+		g.Resume(tb)
+	}
+	return g
+}
+
+// attach finds the domain's QEMU and talks to its guest.
+func (g *Guest) attach(tb testing.TB) {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join(g.daemon.StatusDir, name+".pid"))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -155,12 +180,31 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	if g.conn, err = net.Dial("unix", g.socket); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { g.conn.Close() })
 	g.lines = bufio.NewScanner(g.conn)
-	if !cfg.Paused {
-		g.Resume(tb)
+}
+
+// Save saves the guest to a file, which ends its QEMU.
+func (g *Guest) Save(tb testing.TB, file string) {
+	tb.Helper()
+	if err := g.Dom.Save(file); err != nil {
+		tb.Fatal(err)
 	}
-	return g
+	g.conn.Close()
+}
+
+// Restore continues a guest that was saved to the file, in another QEMU.
+func (g *Guest) Restore(tb testing.TB, file string) {
+	tb.Helper()
+	if err := g.Conn.DomainRestore(file); err != nil {
+		tb.Fatal(err)
+	}
+	dom, err := g.Conn.LookupDomainByName(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_ = g.Dom.Free() // of a domain that is gone
+	g.Dom = dom
+	g.attach(tb)
 }
 
 // Resume lets a paused guest run and waits until it takes commands.
