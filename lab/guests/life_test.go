@@ -18,7 +18,7 @@ func startLife(t *testing.T) *qmptest.Guest {
 	t.Helper()
 	stock := buildStock(t, lifeCell)
 	return qmptest.Start(t, qmptest.Config{
-		Kernel: stock.Kernel, Initrd: stock.Initrd, Features: machine{}.features(),
+		Kernel: stock.Kernel, Initrd: stock.Initrd, Features: machine{}.features(), Disk: true,
 	})
 }
 
@@ -50,37 +50,42 @@ func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 	return l
 }
 
-// TestReset resets a guest until its kernel comes up elsewhere. What the kernel before
-// left in memory is not taken for the one that runs.
-func TestReset(t *testing.T) {
+// TestKernelsComeAndGo resets a guest, reverts it to a snapshot, and saves and restores
+// it: each time the kernel that runs is found, not one that left its memory behind.
+func TestKernelsComeAndGo(t *testing.T) {
 	g := startLife(t)
 	g.Run(t, startKnown)
-	old := resolveEqual(t, g)
-	const resets = 5 // chance may repeat an address, hardly so often
-	for range resets {
+	first := resolveEqual(t, g)
+	snapshot := g.Snapshot(t)
+
+	// Where a kernel comes up is chance, which may repeat itself, hardly so often.
+	const resets = 5
+	for n, next := 1, first; next.KASLR == first.KASLR; n++ {
+		if n > resets {
+			t.Fatalf("%d resets at one address: nothing was followed", resets)
+		}
 		g.Reset(t)
 		g.Run(t, startKnown)
-		if l := resolveEqual(t, g); l.KASLR != old.KASLR {
-			return
-		}
+		next = resolveEqual(t, g)
 	}
-	t.Fatalf("%d resets at one address: nothing was followed", resets)
-}
 
-// TestSaveRestore saves a guest and restores it, in another QEMU: the kernel, which is
-// still the one of before, is found again.
-func TestSaveRestore(t *testing.T) {
-	g := startLife(t)
-	g.Run(t, startKnown)
-	old := resolveEqual(t, g)
+	// The domain is a transient one, which forgets its snapshots when it is saved.
+	g.Revert(t, snapshot)
+	sameKernel(t, "revert", resolveEqual(t, g), first)
+
 	pid := g.PID
 	file := filepath.Join(t.TempDir(), "saved")
 	g.Save(t, file)
 	g.Restore(t, file)
 	if g.PID == pid {
-		t.Fatalf("the guest is still in the QEMU of before, %d", pid)
+		t.Fatalf("after the restore the guest is in the QEMU of before, %d", pid)
 	}
-	if l := resolveEqual(t, g); l.LSTAR != old.LSTAR || l.PageTable != old.PageTable {
-		t.Errorf("after the restore the kernel is at %#x, %#x; before it was at %#x, %#x", l.LSTAR, l.PageTable, old.LSTAR, old.PageTable)
+	sameKernel(t, "restore", resolveEqual(t, g), first)
+}
+
+func sameKernel(t *testing.T, after string, got, want *layout.Layout) {
+	t.Helper()
+	if got.LSTAR != want.LSTAR || got.PageTable != want.PageTable {
+		t.Errorf("after the %s the kernel is at %#x, %#x; it was at %#x, %#x", after, got.LSTAR, got.PageTable, want.LSTAR, want.PageTable)
 	}
 }

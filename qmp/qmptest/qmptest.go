@@ -22,6 +22,7 @@ import (
 	"frail/hooks/libvirttest"
 	"frail/lab/cache"
 	"frail/lab/image"
+	"frail/lab/vm"
 )
 
 const (
@@ -59,6 +60,8 @@ type Config struct {
 	Memory string
 	// Features is the XML within libvirt's features element, or empty.
 	Features string
+	// Disk gives the guest an empty disk, in which libvirt can keep snapshots.
+	Disk bool
 	// Paused leaves the guest before its first instruction.
 	Paused bool
 }
@@ -124,6 +127,14 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	if cfg.VCPUs == 0 {
 		cfg.VCPUs = 1
 	}
+	disk := ""
+	if cfg.Disk {
+		file := filepath.Join(d.Dir, "disk.qcow2")
+		if err := os.WriteFile(file, vm.EmptyDisk(), 0o644); err != nil {
+			tb.Fatal(err)
+		}
+		disk = fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vda' bus='virtio'/></disk>", file)
+	}
 	xml := fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name>
   <memory unit='MiB'>%d</memory>
@@ -141,10 +152,11 @@ func Start(tb testing.TB, cfg Config) *Guest {
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
+    %s
     <serial type='file'><source path='%s'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='%s'/><target port='1'/></serial>
   </devices>
-</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Features, filepath.Join(d.Dir, "console"), g.socket)
+</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Features, disk, filepath.Join(d.Dir, "console"), g.socket)
 
 	// Paused, so that nobody misses the greeting.
 	g.Dom, err = conn.DomainCreateXML(xml, libvirt.DOMAIN_START_PAUSED)
@@ -204,6 +216,27 @@ func (g *Guest) Restore(tb testing.TB, file string) {
 	}
 	_ = g.Dom.Free() // of a domain that is gone
 	g.Dom = dom
+	g.attach(tb)
+}
+
+// Snapshot takes a snapshot of the guest, which must have a disk, and lets it run on.
+func (g *Guest) Snapshot(tb testing.TB) *libvirt.DomainSnapshot {
+	tb.Helper()
+	snapshot, err := g.Dom.CreateSnapshotXML("<domainsnapshot/>", 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = snapshot.Free() })
+	return snapshot
+}
+
+// Revert makes the guest what it was at a snapshot.
+func (g *Guest) Revert(tb testing.TB, snapshot *libvirt.DomainSnapshot) {
+	tb.Helper()
+	g.conn.Close() // a new QEMU may take the place of the old one
+	if err := snapshot.RevertToSnapshot(libvirt.DOMAIN_SNAPSHOT_REVERT_RUNNING); err != nil {
+		tb.Fatal(err)
+	}
 	g.attach(tb)
 }
 
