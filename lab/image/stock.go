@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +38,7 @@ const stockBusybox = "/bin/busybox"
 func BuildStock(ctx context.Context, suite, flavour string, log io.Writer) (*Stock, error) {
 	key := cache.NewKey()
 	key.Add("suite", []byte(suite))
+	key.Add("without pockets", []byte(withoutPockets[suite]))
 	key.Add("flavour", []byte(flavour))
 	key.Add("flags", []byte(strings.Join(progFlags, " ")))
 	key.Add("modules", []byte(strings.Join(stockModules, " ")))
@@ -69,11 +69,16 @@ func fillStock(ctx context.Context, dir, suite, flavour string, log io.Writer) e
 	if err := installRoot(ctx, root, suite, "extract", []string{name}, log); err != nil {
 		return err
 	}
-	kernel, err := onlyFile(filepath.Join(root, "boot/vmlinuz-*"))
+	// Debian 13 moved modules below /usr, and what follows it the kernel beside them.
+	modules, err := onlyFile(filepath.Join(root, "usr/lib/modules/*"), filepath.Join(root, "lib/modules/*"))
 	if err != nil {
 		return err
 	}
-	release := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
+	release := filepath.Base(modules)
+	kernel, err := onlyFile(filepath.Join(modules, "vmlinuz"), filepath.Join(root, "boot/vmlinuz-"+release))
+	if err != nil {
+		return err
+	}
 	if err := os.Rename(kernel, filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
@@ -84,10 +89,6 @@ func fillStock(ctx context.Context, dir, suite, flavour string, log io.Writer) e
 	if err := fillTree(ctx, tree, stockBusybox, log); err != nil {
 		return err
 	}
-	modules := filepath.Join(root, "usr/lib/modules", release)
-	if _, err := os.Stat(modules); errors.Is(err, fs.ErrNotExist) {
-		modules = filepath.Join(root, "lib/modules", release) // before Debian 13
-	}
 	if err := copyModules(ctx, filepath.Join(tree, "lib"), modules, stockModules); err != nil {
 		return err
 	}
@@ -97,14 +98,18 @@ func fillStock(ctx context.Context, dir, suite, flavour string, log io.Writer) e
 	return errors.Join(os.RemoveAll(tree), os.RemoveAll(root))
 }
 
-// onlyFile returns the one file that a pattern matches.
-func onlyFile(pattern string) (string, error) {
-	files, err := filepath.Glob(pattern)
-	if err != nil {
-		return "", err
+// onlyFile returns the one file that the patterns match.
+func onlyFile(patterns ...string) (string, error) {
+	var files []string
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return "", err
+		}
+		files = append(files, found...)
 	}
 	if len(files) != 1 {
-		return "", fmt.Errorf("want one file %s, found %q", pattern, files)
+		return "", fmt.Errorf("want one of %q, found %q", patterns, files)
 	}
 	return files[0], nil
 }
