@@ -104,6 +104,7 @@ type Layout struct {
 	Timing Timing
 
 	tasks   taskOffsets
+	members map[string]Member
 	symbols *symbols
 }
 
