@@ -53,8 +53,8 @@ func TestGuests(t *testing.T) {
 						t.Error(o.err)
 						return
 					}
-					t.Logf("%d symbols and %d threads are equal; %v cold by %s (%v to open it, %+v), %v again, at most %d MiB",
-						o.symbols, o.threads, o.cold, o.path, o.open, o.steps, o.again, o.peak>>20)
+					t.Logf("%d symbols, %d threads and %d processes are equal; %v cold by %s (%v to open it, %+v), %v again, at most %d MiB",
+						o.symbols, o.threads, o.processes, o.cold, o.path, o.open, o.steps, o.again, o.peak>>20)
 				})
 			}
 		})
@@ -100,7 +100,7 @@ func (o *outcome) run(t *testing.T, stock *image.Stock) error {
 	if err := checkMachine(t, g, m, stock); err != nil {
 		return err
 	}
-	g.Run(t, startKnown)
+	startKnown(t, g)
 
 	mem, l, err := o.resolve(t, g)
 	if err != nil {
@@ -113,7 +113,10 @@ func (o *outcome) run(t *testing.T, stock *image.Stock) error {
 	if o.symbols, err = compareSymbols(t, g, l); err != nil {
 		return err
 	}
-	o.threads, err = compareTasks(t, g, mem, l)
+	if o.threads, err = compareTasks(t, g, mem, l); err != nil {
+		return err
+	}
+	o.processes, err = compareProcesses(t, g, mem, l)
 	return err
 }
 

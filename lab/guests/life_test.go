@@ -23,7 +23,7 @@ func startLife(t *testing.T) *qmptest.Guest {
 }
 
 // resolveEqual finds the layout of the guest as it is now, from nothing, and holds its
-// symbols and threads against the guest's.
+// symbols, threads and processes against the guest's.
 func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 	t.Helper()
 	mem, err := openMemory(t, g)
@@ -46,7 +46,11 @@ func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d symbols and %d threads are equal; the kernel is at %#x", n, threads, l.KASLR)
+	processes, err := compareProcesses(t, g, mem, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d symbols, %d threads and %d processes are equal; the kernel is at %#x", n, threads, processes, l.KASLR)
 	return l
 }
 
@@ -54,7 +58,7 @@ func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 // it: each time the kernel that runs is found, not one that left its memory behind.
 func TestKernelsComeAndGo(t *testing.T) {
 	g := startLife(t)
-	g.Run(t, startKnown)
+	startKnown(t, g)
 	first := resolveEqual(t, g)
 	snapshot := g.Snapshot(t)
 
@@ -65,7 +69,7 @@ func TestKernelsComeAndGo(t *testing.T) {
 			t.Fatalf("%d resets at one address: nothing was followed", resets)
 		}
 		g.Reset(t)
-		g.Run(t, startKnown)
+		startKnown(t, g)
 		next = resolveEqual(t, g)
 	}
 
