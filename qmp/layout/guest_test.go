@@ -197,6 +197,7 @@ func testResolve(t *testing.T, cfg qmptest.Config) {
 func plain(l *Layout) Layout {
 	c := *l
 	c.Timing, c.symbols = Timing{}, nil
+	c.Source, c.SymbolSource, c.TypeSource, c.Rebased, c.Anchored = "", "", "", false, false
 	return c
 }
 
@@ -490,7 +491,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	var n *note
-	for found, err := range scanNotes(t.Context(), mem, mem.Ranges()) {
+	for found, err := range scanNotes(t.Context(), mem, mem.Ranges(), new(tableHits)) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -566,10 +567,16 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 
 	t.Run("note is overwritten", func(t *testing.T) {
 		for at, patch := range map[uint64][]byte{0: zeros(4), 4: ones(4), 12: []byte("vmcoreinfo")} {
-			_, err := Resolve(t.Context(), patched{mem, map[uint64][]byte{n.addr + at: patch}}, mem.Ranges(), Hint{})
-			if !errors.Is(err, ErrNotReady) {
-				t.Errorf("byte %d: error %v; want ErrNotReady", at, err)
+			got, err := Resolve(t.Context(), patched{mem, map[uint64][]byte{n.addr + at: patch}}, mem.Ranges(), Hint{})
+			if err != nil || got.Source != SourceScan || plain(got) != plain(l) {
+				t.Errorf("byte %d: %+v, %v; want the same layout by a search", at, got, err)
 			}
+		}
+	})
+	t.Run("note and symbols are overwritten", func(t *testing.T) {
+		patches := map[uint64][]byte{n.addr: zeros(4), physical(n.kallsyms.tokenIndex): ones(512)}
+		if _, err := Resolve(t.Context(), patched{mem, patches}, mem.Ranges(), Hint{}); !errors.Is(err, ErrNotReady) {
+			t.Errorf("error %v; want ErrNotReady", err)
 		}
 	})
 	t.Run("many notes before the real one", func(t *testing.T) {
