@@ -3,6 +3,7 @@
 package guests
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -71,6 +72,9 @@ func TestKernelsComeAndGo(t *testing.T) {
 		g.Reset(t)
 		startKnown(t, g)
 		next = resolveEqual(t, g)
+		if next.LSTAR != first.LSTAR {
+			rejectKernel(t, g, first.LSTAR)
+		}
 	}
 
 	// The domain is a transient one, which forgets its snapshots when it is saved.
@@ -85,6 +89,20 @@ func TestKernelsComeAndGo(t *testing.T) {
 		t.Fatalf("after the restore the guest is in the QEMU of before, %d", pid)
 	}
 	sameKernel(t, "restore", resolveEqual(t, g), first)
+}
+
+// rejectKernel checks that no layout is found of a kernel that a CPU entered at lstar,
+// which is not the guest's any more.
+func rejectKernel(t *testing.T, g *qmptest.Guest, lstar uint64) {
+	t.Helper()
+	mem, err := openMemory(t, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if l, err := layout.Resolve(t.Context(), mem, mem.Ranges(), layout.Hint{LSTAR: lstar}); !errors.Is(err, layout.ErrRejected) {
+		t.Errorf("of the kernel before, which was entered at %#x: %+v, %v; want ErrRejected", lstar, l, err)
+	}
 }
 
 func sameKernel(t *testing.T, after string, got, want *layout.Layout) {
