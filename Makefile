@@ -33,6 +33,9 @@ PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 FUZZTIME ?= 60s
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.
 CELLS ?=
+# Of make guests: which, as in "bookworm trixie/cloud", and how often each boots.
+GUESTS ?= all
+BOOTS ?= 5
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
 LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
 TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,30m)
@@ -148,6 +151,9 @@ lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in u
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'
 
+guests: deps ## boot Debian's kernels, compare their symbols and threads with what is read from outside, write docs/guests.md (GUESTS="SUITE[/FLAVOUR] ..." BOOTS=n)
+	$(GO) test -tags $(TAGS) -timeout 4h -v ./lab/guests -run TestGuests -guests "$(GUESTS)" -boots $(BOOTS) -document $(CURDIR)/docs/guests.md
+
 bench: deps ## print what a traced call costs, what the analysis of call sequences costs and detects, and how fast layouts are found
 	@$(MAKE) --no-print-directory lab-cost
 	@sh tracer/bench.sh
@@ -165,4 +171,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit fuzz test install clean \
-	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost bench bench-layout demo
+	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo

@@ -33,6 +33,12 @@ func installRoot(ctx context.Context, root, suite, variant string, packages []st
 	return runLogged(exec.CommandContext(ctx, "mmdebstrap", args...), log)
 }
 
+// withoutPockets has the releases of which only the archive proper is used, and why.
+var withoutPockets = map[string]string{
+	"sid":      "it has no others",
+	"bullseye": "mirrors have lost parts of the others since their support ended",
+}
+
 // aptSources returns sources for a Debian release at the mirrors this machine
 // was set up with. It is empty, which leaves mmdebstrap its default, when apt
 // knows none.
@@ -50,8 +56,8 @@ func aptSources(ctx context.Context, suite string) ([]string, error) {
 			continue
 		}
 		_, pocket, _ := strings.Cut(f[1], "-")
-		if suite == "sid" && pocket != "" {
-			continue // it has no pockets
+		if pocket != "" && withoutPockets[suite] != "" {
+			continue
 		}
 		switch pocket {
 		case "":

@@ -73,43 +73,43 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 	fmt.Fprintln(log, "lab: building the guest of", h.Name)
 	tree := filepath.Join(dir, "tree")
-	for _, d := range []string{"bin", "dev", "lib"} {
-		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
-			return err
-		}
+	if err := fillTree(ctx, tree, filepath.Join(h.Root, "bin/busybox"), log); err != nil {
+		return err
 	}
-	for _, f := range []struct {
-		from, to string
-		perm     fs.FileMode
-	}{
-		{filepath.Join(h.Root, "bin/busybox"), "tree/bin/busybox", 0o755},
-		{filepath.Join(h.Root, "boot/vmlinuz-"+h.GuestRelease), "vmlinuz", 0o644},
-	} {
-		data, err := os.ReadFile(f.from)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, f.to), data, f.perm); err != nil {
-			return err
-		}
+	kernel, err := os.ReadFile(filepath.Join(h.Root, "boot/vmlinuz-"+h.GuestRelease))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), kernel, 0o644); err != nil {
+		return err
 	}
 	if err := writeUnpacked(ctx, filepath.Join(dir, "vmlinux"), filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
 	modules := filepath.Join(h.Root, "lib/modules", h.GuestRelease)
-	builtin, err := os.ReadFile(filepath.Join(modules, "modules.builtin"))
+	if err := copyModules(ctx, filepath.Join(tree, "lib"), modules, guestModules); err != nil {
+		return err
+	}
+	return writeInitramfs(ctx, tree, filepath.Join(dir, "initramfs.cpio.gz"))
+}
+
+// fillTree makes the tree of a guest's initramfs, without modules.
+func fillTree(ctx context.Context, tree, busybox string, log io.Writer) error {
+	for _, d := range []string{"bin", "dev", "lib"} {
+		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
+			return err
+		}
+	}
+	program, err := os.ReadFile(busybox)
 	if err != nil {
 		return err
 	}
-	for _, name := range guestModules {
-		if bytes.Contains(builtin, []byte("kernel/"+name+"\n")) {
-			continue
-		}
-		data, err := readModule(ctx, h, filepath.Join("kernel", name))
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(tree, "lib", path.Base(name)), data, 0o644); err != nil {
+	init, err := guest.Sources.ReadFile("init")
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"bin/busybox": program, "init": init} {
+		if err := os.WriteFile(filepath.Join(tree, name), data, 0o755); err != nil {
 			return err
 		}
 	}
@@ -117,23 +117,33 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 	if err := os.Symlink("busybox", filepath.Join(tree, "bin/sh")); err != nil {
 		return err
 	}
-	init, err := guest.Sources.ReadFile("init")
+	return buildProgs(ctx, filepath.Join(tree, "bin"), log)
+}
+
+// copyModules copies these modules of the kernel in the directory modules to dst,
+// but for those that it has built in.
+func copyModules(ctx context.Context, dst, modules string, names []string) error {
+	builtin, err := os.ReadFile(filepath.Join(modules, "modules.builtin"))
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(tree, "init"), init, 0o755); err != nil {
-		return err
+	for _, name := range names {
+		if bytes.Contains(builtin, []byte("kernel/"+name+"\n")) {
+			continue
+		}
+		data, err := readModule(ctx, filepath.Join(modules, "kernel", name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dst, path.Base(name)), data, 0o644); err != nil {
+			return err
+		}
 	}
-	if err := buildProgs(ctx, filepath.Join(tree, "bin"), log); err != nil {
-		return err
-	}
-	return writeInitramfs(ctx, tree, filepath.Join(dir, "initramfs.cpio.gz"))
+	return nil
 }
 
-// readModule returns a module of the guest's kernel, which newer releases of
-// Debian compress.
-func readModule(ctx context.Context, h *Host, name string) ([]byte, error) {
-	path := filepath.Join(h.Root, "lib/modules", h.GuestRelease, name)
+// readModule returns a module of a kernel, which newer releases of Debian compress.
+func readModule(ctx context.Context, path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return data, err

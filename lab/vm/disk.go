@@ -4,8 +4,8 @@ package vm
 
 import "encoding/binary"
 
-// emptyDisk is a qcow2 image (version 2) of one gigabyte of zeros.
-func emptyDisk() []byte {
+// EmptyDisk returns a qcow2 image (version 2) of one gigabyte of zeros.
+func EmptyDisk() []byte {
 	const (
 		clusterBits = 16
 		cluster     = 1 << clusterBits

@@ -107,7 +107,7 @@ func Define(ctx context.Context, cfg Config) (*VM, error) {
 		*file = copied
 	}
 	if cfg.Disk {
-		if err := os.WriteFile(diskPath(cfg.Name), emptyDisk(), 0o644); err != nil {
+		if err := os.WriteFile(diskPath(cfg.Name), EmptyDisk(), 0o644); err != nil {
 			return nil, fmt.Errorf("define %s: %w", cfg.Name, err)
 		}
 	}

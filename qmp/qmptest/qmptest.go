@@ -21,6 +21,8 @@ import (
 
 	"frail/hooks/libvirttest"
 	"frail/lab/cache"
+	"frail/lab/image"
+	"frail/lab/vm"
 )
 
 const (
@@ -34,13 +36,20 @@ const (
 
 	poll = 10 * time.Millisecond
 
+	// name is the domain's.
+	name = "guest"
+
 	// greeting is what the guest's init says first.
 	greeting = "frail guest ready"
 )
 
-// Config says what machine a guest gets. The zero value is a guest with 512 MiB,
-// one CPU of QEMU's default model and nothing on its command line.
+// Config says what machine a guest gets. The zero value is the lab's guest with
+// 512 MiB, one CPU of QEMU's default model and nothing on its command line.
 type Config struct {
+	// Kernel and Initrd are files to boot instead of the lab guest's. The
+	// initramfs must have the lab guest's init.
+	Kernel, Initrd string
+
 	MemoryMiB int
 	VCPUs     int
 	// CPU is the XML of libvirt's cpu element, or empty.
@@ -49,6 +58,10 @@ type Config struct {
 	Cmdline string
 	// Memory is the XML of libvirt's memoryBacking element, or empty.
 	Memory string
+	// Features is the XML within libvirt's features element, or empty.
+	Features string
+	// Disk gives the guest an empty disk, in which libvirt can keep snapshots.
+	Disk bool
 	// Paused leaves the guest before its first instruction.
 	Paused bool
 }
@@ -79,8 +92,9 @@ func Files(tb testing.TB) (kernel, initrd string) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	kernel = filepath.Join(dir, "guest", "vmlinuz")
-	initrd = filepath.Join(dir, "guest", "initramfs.cpio.gz")
+	built := filepath.Join(dir, "guest-"+image.DefaultHost)
+	kernel = filepath.Join(built, "vmlinuz")
+	initrd = filepath.Join(built, "initramfs.cpio.gz")
 	if k := os.Getenv(kernelEnv); k != "" {
 		kernel = k
 	}
@@ -97,7 +111,9 @@ func Files(tb testing.TB) (kernel, initrd string) {
 // libvirttest.Main.
 func Start(tb testing.TB, cfg Config) *Guest {
 	tb.Helper()
-	kernel, initrd := Files(tb)
+	if cfg.Kernel == "" {
+		cfg.Kernel, cfg.Initrd = Files(tb)
+	}
 	d := libvirttest.Start(tb)
 	conn, err := libvirt.NewConnect(d.URI)
 	if err != nil {
@@ -105,13 +121,20 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	}
 	tb.Cleanup(func() { _, _ = conn.Close() })
 
-	const name = "guest"
 	g := &Guest{Conn: conn, Libvirt: d, socket: filepath.Join(d.Dir, "guest.sock")}
 	if cfg.MemoryMiB == 0 {
 		cfg.MemoryMiB = 512
 	}
 	if cfg.VCPUs == 0 {
 		cfg.VCPUs = 1
+	}
+	disk := ""
+	if cfg.Disk {
+		file := filepath.Join(d.Dir, "disk.qcow2")
+		if err := os.WriteFile(file, vm.EmptyDisk(), 0o644); err != nil {
+			tb.Fatal(err)
+		}
+		disk = fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vda' bus='virtio'/></disk>", file)
 	}
 	xml := fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name>
@@ -125,14 +148,16 @@ func Start(tb testing.TB, cfg Config) *Guest {
     <initrd>%s</initrd>
     <cmdline>console=ttyS0 panic=-1 %s</cmdline>
   </os>
+  <features>%s</features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
+    %s
     <serial type='file'><source path='%s'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='%s'/><target port='1'/></serial>
   </devices>
-</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, kernel, initrd, cfg.Cmdline, filepath.Join(d.Dir, "console"), g.socket)
+</domain>`, name, cfg.MemoryMiB, cfg.Memory, cfg.VCPUs, cfg.CPU, cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Features, disk, filepath.Join(d.Dir, "console"), g.socket)
 
 	// Paused, so that nobody misses the greeting.
 	g.Dom, err = conn.DomainCreateXML(xml, libvirt.DOMAIN_START_PAUSED)
@@ -147,7 +172,18 @@ func Start(tb testing.TB, cfg Config) *Guest {
 			}
 		}
 	})
-	b, err := os.ReadFile(filepath.Join(d.StatusDir, name+".pid"))
+	g.attach(tb)
+	tb.Cleanup(func() { g.conn.Close() })
+	if !cfg.Paused {
+		g.Resume(tb)
+	}
+	return g
+}
+
+// attach finds the domain's QEMU and talks to its guest.
+func (g *Guest) attach(tb testing.TB) {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join(g.Libvirt.StatusDir, name+".pid"))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -157,12 +193,52 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	if g.conn, err = net.Dial("unix", g.socket); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { g.conn.Close() })
 	g.lines = bufio.NewScanner(g.conn)
-	if !cfg.Paused {
-		g.Resume(tb)
+}
+
+// Save saves the guest to a file, which ends its QEMU.
+func (g *Guest) Save(tb testing.TB, file string) {
+	tb.Helper()
+	if err := g.Dom.Save(file); err != nil {
+		tb.Fatal(err)
 	}
-	return g
+	g.conn.Close()
+}
+
+// Restore continues a guest that was saved to the file, in another QEMU.
+func (g *Guest) Restore(tb testing.TB, file string) {
+	tb.Helper()
+	if err := g.Conn.DomainRestore(file); err != nil {
+		tb.Fatal(err)
+	}
+	dom, err := g.Conn.LookupDomainByName(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_ = g.Dom.Free() // of a domain that is gone
+	g.Dom = dom
+	g.attach(tb)
+}
+
+// Snapshot takes a snapshot of the guest, which must have a disk, and lets it run on.
+func (g *Guest) Snapshot(tb testing.TB) *libvirt.DomainSnapshot {
+	tb.Helper()
+	snapshot, err := g.Dom.CreateSnapshotXML("<domainsnapshot/>", 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = snapshot.Free() })
+	return snapshot
+}
+
+// Revert makes the guest what it was at a snapshot.
+func (g *Guest) Revert(tb testing.TB, snapshot *libvirt.DomainSnapshot) {
+	tb.Helper()
+	g.conn.Close() // a new QEMU may take the place of the old one
+	if err := snapshot.RevertToSnapshot(libvirt.DOMAIN_SNAPSHOT_REVERT_RUNNING); err != nil {
+		tb.Fatal(err)
+	}
+	g.attach(tb)
 }
 
 // Resume lets a paused guest run and waits until it takes commands.
