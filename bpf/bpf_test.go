@@ -127,7 +127,7 @@ func TestPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{TracepointEnter, TracepointExit, TracepointCoverage} {
+	for _, name := range []string{TracepointEnter, TracepointExit, TracepointCoverage, TracepointProcess} {
 		p := spec.Programs[name]
 		if p == nil {
 			t.Fatalf("no program %s", name)

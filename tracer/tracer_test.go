@@ -51,7 +51,8 @@ type recorder struct {
 	mu     sync.Mutex
 	events []bpf.Event
 	lost   []Lost
-	stream []string // "event NR" and "lost N" in order
+	stream []string // "event NR", "process WHO" and "lost N" in order
+	known  []bpf.Process
 	on     chan struct{}
 }
 
@@ -62,6 +63,14 @@ func (r *recorder) Event(ev *bpf.Event) error {
 	defer r.mu.Unlock()
 	r.events = append(r.events, *ev)
 	r.stream = append(r.stream, fmt.Sprintf("event %d", ev.Nr))
+	return nil
+}
+
+func (r *recorder) Process(p *bpf.Process) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known = append(r.known, *p)
+	r.stream = append(r.stream, fmt.Sprintf("process %d", p.Head.Who))
 	return nil
 }
 
@@ -530,7 +539,7 @@ func TestRecursionMissIsCounted(t *testing.T) {
 	tr := newTracer(t, Options{})
 	must(t, tr.objs.Enter.Close())
 	tr.objs.Enter = prog
-	must(t, tr.attach("page_fault_kernel", "sched_switch", "sched_switch"))
+	must(t, tr.attach("page_fault_kernel", "sched_switch", "sched_switch", "sched_switch"))
 
 	// Its first fault is outside of the tracepoint.
 	_, err = prog.Run(&ebpf.RunOptions{})
@@ -571,14 +580,14 @@ func TestAttachAndDetach(t *testing.T) {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	must(t, err)
 	defer stats.Close()
-	tr := newTracer(t, Options{})
-	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch"))
-	if err := tr.attach("sched_switch", "sched_switch", "sched_switch"); err == nil {
+	tr := newTracer(t, Options{Processes: true})
+	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch", "sched_switch"))
+	if err := tr.attach("sched_switch", "sched_switch", "sched_switch", "sched_switch"); err == nil {
 		t.Error("attached twice")
 	}
 	// Clones of the descriptors, for the tracer's are closed with it.
 	var progs []*ebpf.Program
-	for _, p := range []*ebpf.Program{tr.objs.Enter, tr.objs.Exit, tr.objs.Coverage} {
+	for _, p := range []*ebpf.Program{tr.objs.Enter, tr.objs.Exit, tr.objs.Coverage, tr.objs.Process} {
 		clone, err := p.Clone()
 		must(t, err)
 		defer clone.Close()
@@ -631,12 +640,12 @@ func switchThreads(t *testing.T) {
 func TestAttachWithoutModule(t *testing.T) {
 	tr := newTracer(t, Options{})
 	const no = "frail_no_such_tracepoint"
-	err := tr.attach(no, no, no)
+	err := tr.attach(no, no, no, no)
 	if !errors.Is(err, ErrNoTracepoint) || err.Error() != "load frail.ko: tracepoint frail_no_such_tracepoint not found" {
 		t.Errorf("error %v", err)
 	}
 	// A module from before changes of coverage were told of.
-	err = tr.attach("sched_switch", "sched_switch", no)
+	err = tr.attach("sched_switch", "sched_switch", no, no)
 	if err == nil || !strings.Contains(err.Error(), no+": frail.ko is of another version than this program") {
 		t.Errorf("error %v", err)
 	}
