@@ -99,6 +99,9 @@ const (
 	ProcessCgroupCut  = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT)
 )
 
+// PathLen is what is kept of a path in a [Process].
+const PathLen = len(Process{}.Exe)
+
 // NoOffset is an offset of a [Layout] that is not known.
 const NoOffset = 1<<32 - 1
 

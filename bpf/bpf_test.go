@@ -42,9 +42,10 @@ func TestSizes(t *testing.T) {
 		name      string
 		got, want uintptr
 	}{
-		{"Event", unsafe.Sizeof(Event{}), 144},
+		{"Event", unsafe.Sizeof(Event{}), 152},
+		{"Process", unsafe.Sizeof(Process{}), 704},
 		{"Arm", unsafe.Sizeof(Arm{}), 24},
-		{"Layout", unsafe.Sizeof(Layout{}), 80},
+		{"Layout", unsafe.Sizeof(Layout{}), 160},
 		{"Status", unsafe.Sizeof(Status{}), 112},
 	} {
 		if tc.got != tc.want {

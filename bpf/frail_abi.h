@@ -248,7 +248,7 @@ enum frail_refusal {
  * @task_real_parent: offset of task_struct.real_parent
  * @task_start: offset of task_struct.start_boottime
  * @task_thread_pid: offset of task_struct.thread_pid
- * @task_cred: offset of task_struct.cred
+ * @task_cred: offset of task_struct.real_cred
  * @task_cgroups: offset of task_struct.cgroups
  * @mm_exe_file: offset of mm_struct.exe_file
  * @file_path: offset of file.f_path
