@@ -147,7 +147,8 @@ enum frail_process_flags {
  * @cgroup: path of its cgroup in the unified hierarchy, likewise
  *
  * Told before the first event of a thread, and again when something of it has changed:
- * an exec, credentials, the parent, the cgroup.
+ * an exec, credentials, the parent, the cgroup. The paths are as they were then: that a file
+ * or a cgroup is renamed or removed later changes no thread.
  */
 struct frail_process {
 	struct frail_event head;
@@ -240,6 +241,8 @@ enum frail_refusal {
  * @regs_ax: offset of pt_regs.ax
  * @regs_orig_ax: offset of pt_regs.orig_ax; the frame that the hardware knows (ip,
  *	cs, flags, sp, ss) follows it
+ * @phys_base: what to add to an address of the kernel's image, less its lowest one, to get
+ *	the physical one: some first instances of structures lie there
  * @page_table: physical address of the kernel's own top-level page table, by which
  *	its stacks are found: they are not in the direct map
  * @levels: depth of the page tables, 4 or 5
@@ -279,6 +282,7 @@ struct frail_layout {
 	__u64 current_task;
 	__u64 direct_map;
 	__u64 direct_map_size;
+	__u64 phys_base;
 	__u64 page_table;
 	__u32 levels;
 	__u32 task_mm;

@@ -128,7 +128,7 @@ type traceFrailIoctl uint32
 
 const (
 	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222816257
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1084245506
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1084769794
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 	traceFrailIoctlFRAIL_IOC_DESCRIBE   traceFrailIoctl = 17924
 )
@@ -147,6 +147,7 @@ type traceFrailLayout struct {
 	CurrentTask     uint64
 	DirectMap       uint64
 	DirectMapSize   uint64
+	PhysBase        uint64
 	PageTable       uint64
 	Levels          uint32
 	TaskMm          uint32

@@ -245,8 +245,9 @@ void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 cover
 
 /* memory.c */
 bool frail_read_page(struct kvm_vcpu *vcpu, gpa_t pa, void *buf, unsigned int len);
-bool frail_read_direct(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va,
-		       void *buf, unsigned int len);
+bool frail_physical(const struct frail_layout *l, u64 va, u64 *pa);
+bool frail_read(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va, void *buf,
+		unsigned int len);
 gpa_t frail_translate(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va);
 
 /* A page of guest RAM that is read more than once: to look it up is what costs. */
@@ -257,17 +258,18 @@ struct frail_window {
 	unsigned long hva;	/* 0: not looked up yet */
 };
 
-bool frail_window_move(struct frail_window *w, u64 va, gfn_t gfn);
+bool frail_window_move(struct frail_window *w, gfn_t gfn);
 
-/* Reads a word at an address of the guest's direct map. */
+/* Reads a word at an address of the guest's kernel, as frail_read() does. */
 static __always_inline bool frail_read_word(struct frail_window *w, u64 va, u64 *word)
 {
-	u64 pa = va - w->l->direct_map;
+	u64 pa;
 
+	if (!frail_physical(w->l, va, &pa))
+		return false;
 	if (unlikely(offset_in_page(pa) > PAGE_SIZE - sizeof(*word)))
-		return frail_read_direct(w->vcpu, w->l, va, word, sizeof(*word));
-	if ((!w->hva || pa >> PAGE_SHIFT != w->gfn) &&
-	    !frail_window_move(w, va, pa >> PAGE_SHIFT))
+		return frail_read(w->vcpu, w->l, va, word, sizeof(*word));
+	if ((!w->hva || pa >> PAGE_SHIFT != w->gfn) && !frail_window_move(w, pa >> PAGE_SHIFT))
 		return false;
 	return !__get_user(*word, (u64 __user *)(w->hva + offset_in_page(pa)));
 }

@@ -163,7 +163,7 @@ static bool saved_return(struct kvm_vcpu *vcpu, const struct frail_layout *l,
 		u64 stack;
 		gpa_t pa;
 
-		if (!frail_read_direct(vcpu, l, call->task + l->task_stack, &stack, sizeof(stack)))
+		if (!frail_read(vcpu, l, call->task + l->task_stack, &stack, sizeof(stack)))
 			return false;
 		pa = frail_translate(vcpu, l, stack + l->stack_regs + l->regs_ax);
 		/* A stack ends with its page. */

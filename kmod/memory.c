@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Reading a guest's RAM where its kernel's layout says. Nothing is trusted further. */
+#include <linux/sizes.h>
+
 #include "frail.h"
 
 /* x86 page tables. */
 #define PTE_PRESENT	BIT_ULL(0)
 #define PTE_LARGE	BIT_ULL(7)
 #define PTE_ADDRESS	0x000ffffffffff000ULL
+
+/* Where Linux has its image, wherever it is in RAM; the rest is for modules. */
+#define IMAGE_START	0xffffffff80000000ULL
+#define IMAGE_SIZE	SZ_1G
 
 /**
  * frail_read_page() - read guest RAM within one page
@@ -25,28 +31,46 @@ bool frail_read_page(struct kvm_vcpu *vcpu, gpa_t pa, void *buf, unsigned int le
 }
 
 /**
- * frail_read_direct() - read guest RAM at an address of the guest's direct map
+ * frail_physical() - where an address of the guest's kernel is in its RAM
+ * @l: the guest kernel's layout
+ * @va: an address in its direct map or in its image
+ * @pa: the physical address
+ *
+ * Return: it is one of these.
+ */
+bool frail_physical(const struct frail_layout *l, u64 va, u64 *pa)
+{
+	*pa = va - l->direct_map;
+	if (likely(*pa < l->direct_map_size))
+		return true;
+	*pa = va - IMAGE_START + l->phys_base;
+	return va - IMAGE_START < IMAGE_SIZE;
+}
+
+/**
+ * frail_read() - read guest RAM at an address of the guest's kernel
  * @vcpu: the vCPU
  * @l: the guest kernel's layout
- * @va: the address
+ * @va: an address in its direct map or in its image
  * @buf: where to
  * @len: bytes
  *
  * Return: all of it is RAM and was read.
  */
-bool frail_read_direct(struct kvm_vcpu *vcpu, const struct frail_layout *l,
-			u64 va, void *buf, unsigned int len)
+bool frail_read(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va, void *buf,
+		unsigned int len)
 {
-	u64 pa = va - l->direct_map;
-
 	while (len) {
-		unsigned int part = min_t(unsigned int, len,
-					  PAGE_SIZE - offset_in_page(pa));
+		unsigned int part;
+		u64 pa;
 
-		if (pa >= l->direct_map_size || !frail_read_page(vcpu, pa, buf, part))
+		if (!frail_physical(l, va, &pa))
+			return false;
+		part = min_t(unsigned int, len, PAGE_SIZE - offset_in_page(pa));
+		if (!frail_read_page(vcpu, pa, buf, part))
 			return false;
 		buf += part;
-		pa += part;
+		va += part;
 		len -= part;
 	}
 	return true;
@@ -82,18 +106,14 @@ gpa_t frail_translate(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 v
 }
 
 /**
- * frail_window_move() - look a page of the direct map up
+ * frail_window_move() - look a page up
  * @w: the window
- * @va: an address in the page
  * @gfn: the page's number
  *
  * Return: it is RAM.
  */
-bool frail_window_move(struct frail_window *w, u64 va, gfn_t gfn)
+bool frail_window_move(struct frail_window *w, gfn_t gfn)
 {
-	w->hva = 0;
-	if (va - w->l->direct_map >= w->l->direct_map_size)
-		return false;
 	w->hva = kvmsym.kvm_vcpu_gfn_to_hva(w->vcpu, gfn);
 	if (kvm_is_error_hva(w->hva)) {
 		w->hva = 0;

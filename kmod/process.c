@@ -43,7 +43,7 @@ static bool prepend(struct frail_window *w, struct path_buf *p, u64 name, u64 le
 {
 	unsigned int room = FRAIL_PATH_LEN - p->len, part = min_t(u64, len, room);
 
-	if (!frail_read_direct(w->vcpu, w->l, name + len - part, p->end - p->len - part, part))
+	if (!frail_read(w->vcpu, w->l, name + len - part, p->end - p->len - part, part))
 		return false;
 	p->len += part;
 	if (len >= room) {
@@ -196,7 +196,7 @@ static void describe_ids(struct frail_window *w, u64 task, const struct frail_ta
 		p->known |= FRAIL_PROCESS_PARENT;
 	}
 	if (key->cred && l->cred_uid != FRAIL_NO_OFFSET &&
-	    frail_read_direct(w->vcpu, l, key->cred + l->cred_uid, &cred, sizeof(cred))) {
+	    frail_read(w->vcpu, l, key->cred + l->cred_uid, &cred, sizeof(cred))) {
 		p->uid = cred.uid;
 		p->gid = cred.gid;
 		p->euid = cred.euid;

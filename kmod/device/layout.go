@@ -30,6 +30,7 @@ func Layout(l *layout.Layout) bpf.Layout {
 		CurrentTask:   l.CurrentTask,
 		DirectMap:     l.DirectMap,
 		DirectMapSize: l.DirectMapSize,
+		PhysBase:      l.PhysBase,
 		PageTable:     l.PageTable,
 		Levels:        uint32(l.Levels),
 
