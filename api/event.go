@@ -2,7 +2,11 @@
 
 package api
 
-import "frail/bpf"
+import (
+	"bytes"
+
+	"frail/bpf"
+)
 
 // Batch collects events for one Events message. The zero value is empty.
 type Batch struct {
@@ -49,6 +53,7 @@ func (b *Batch) Take() *TraceResponse {
 		to.Sp = from.Sp
 		to.Cr3 = from.Cr3
 		to.Task = from.Task
+		to.Who = from.Who
 		to.Pid = from.Pid
 		to.Tgid = from.Tgid
 		start := len(comms)
@@ -75,9 +80,35 @@ func (x *Event) Unpack(ev *bpf.Event) {
 		Sp:    x.GetSp(),
 		Cr3:   x.GetCr3(),
 		Task:  x.GetTask(),
+		Who:   x.GetWho(),
 		Pid:   x.GetPid(),
 		Tgid:  x.GetTgid(),
 	}
 	copy(ev.Args[:], x.GetArgs())
 	copy(ev.Comm[:], x.GetComm())
+}
+
+// PackIdentity returns a description of a thread as a message.
+func PackIdentity(p *bpf.Process) *TraceResponse {
+	return &TraceResponse{Record: &TraceResponse_Identity{Identity: &Identity{
+		Time: p.Head.Time, Vm: p.Head.Vm, Task: p.Head.Task, Who: p.Head.Who, Pid: p.Head.Pid, Tgid: p.Head.Tgid,
+		Comm: bytes.Clone(p.Head.CommBytes()), Start: p.Start, Known: p.Known, Ppid: p.Ppid, NsPid: p.NsPid,
+		Uid: p.Uid, Gid: p.Gid, Euid: p.Euid, Egid: p.Egid,
+		Exe: bytes.Clone(p.ExeBytes()), Cgroup: bytes.Clone(p.CgroupBytes()),
+	}}}
+}
+
+// Unpack writes the description into p. What p has no room for is left out.
+func (x *Identity) Unpack(p *bpf.Process) {
+	*p = bpf.Process{
+		Head: bpf.Event{
+			Time: x.GetTime(), Vm: x.GetVm(), Kind: bpf.EventProcess, Flags: bpf.EventIdentity,
+			Task: x.GetTask(), Who: x.GetWho(), Pid: x.GetPid(), Tgid: x.GetTgid(),
+		},
+		Start: x.GetStart(), Known: x.GetKnown(), Ppid: x.GetPpid(), NsPid: x.GetNsPid(),
+		Uid: x.GetUid(), Gid: x.GetGid(), Euid: x.GetEuid(), Egid: x.GetEgid(),
+	}
+	copy(p.Head.Comm[:], x.GetComm())
+	copy(p.Exe[:], x.GetExe())
+	copy(p.Cgroup[:], x.GetCgroup())
 }

@@ -22,7 +22,7 @@ func TestEventRoundTrip(t *testing.T) {
 		{
 			Time: 1<<63 + 5, Vm: 3, Vcpu: 7, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64,
 			Flags: bpf.EventIdentity | bpf.EventNr, Nr: 257, Args: [6]uint64{1<<64 - 100, 2, 3, 4, 5, 1 << 63},
-			Ip: 0x7fff_dead_beef, Sp: 0x7fff_0000_1000, Cr3: 0x1234_5801, Task: 0xffff_9000_0000_4000,
+			Ip: 0x7fff_dead_beef, Sp: 0x7fff_0000_1000, Cr3: 0x1234_5801, Task: 0xffff_9000_0000_4000, Who: 5,
 			Pid: 1234, Tgid: 1200, Comm: comm("cat"),
 		},
 		{
@@ -96,5 +96,20 @@ func TestBatchAddDoesNotAllocate(t *testing.T) {
 	})
 	if full > 8 {
 		t.Errorf("%v allocations for a batch of %d events", full, api.MaxEvents)
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	want := bpf.Process{
+		Head:  bpf.Event{Time: 1, Vm: 2, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Task: 3, Who: 4, Pid: 5, Tgid: 6},
+		Start: 7, Known: 8, Ppid: 9, NsPid: 10, Uid: 11, Gid: 12, Euid: 13, Egid: 14,
+	}
+	copy(want.Head.Comm[:], "sh")
+	copy(want.Exe[:], "/bin/\xff")
+	copy(want.Cgroup[:], "/a")
+	var got bpf.Process
+	api.PackIdentity(&want).GetIdentity().Unpack(&got)
+	if got != want {
+		t.Errorf("got %+v\nwant %+v", got, want)
 	}
 }

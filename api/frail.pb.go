@@ -857,7 +857,9 @@ type TraceStart struct {
 	// Wait for the domain to be traced instead of failing when it is not.
 	Wait bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Stop after this many events; 0: no limit.
-	Limit         uint64 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit uint64 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Say who the threads are that events are of.
+	Identities    bool `protobuf:"varint,6,opt,name=identities,proto3" json:"identities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -927,6 +929,13 @@ func (x *TraceStart) GetLimit() uint64 {
 	return 0
 }
 
+func (x *TraceStart) GetIdentities() bool {
+	if x != nil {
+		return x.Identities
+	}
+	return false
+}
+
 // TraceStop ends the call: what was traced before is delivered, then the summary.
 type TraceStop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -973,6 +982,7 @@ type TraceResponse struct {
 	//	*TraceResponse_Events
 	//	*TraceResponse_Lost
 	//	*TraceResponse_Summary
+	//	*TraceResponse_Identity
 	Record        isTraceResponse_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1060,6 +1070,15 @@ func (x *TraceResponse) GetSummary() *Summary {
 	return nil
 }
 
+func (x *TraceResponse) GetIdentity() *Identity {
+	if x != nil {
+		if x, ok := x.Record.(*TraceResponse_Identity); ok {
+			return x.Identity
+		}
+	}
+	return nil
+}
+
 type isTraceResponse_Record interface {
 	isTraceResponse_Record()
 }
@@ -1084,6 +1103,11 @@ type TraceResponse_Summary struct {
 	Summary *Summary `protobuf:"bytes,5,opt,name=summary,proto3,oneof"`
 }
 
+type TraceResponse_Identity struct {
+	// Comes before the events whose who is its own.
+	Identity *Identity `protobuf:"bytes,6,opt,name=identity,proto3,oneof"`
+}
+
 func (*TraceResponse_Started) isTraceResponse_Record() {}
 
 func (*TraceResponse_Armed) isTraceResponse_Record() {}
@@ -1093,6 +1117,8 @@ func (*TraceResponse_Events) isTraceResponse_Record() {}
 func (*TraceResponse_Lost) isTraceResponse_Record() {}
 
 func (*TraceResponse_Summary) isTraceResponse_Record() {}
+
+func (*TraceResponse_Identity) isTraceResponse_Record() {}
 
 // TraceStarted says that every matching event from now on is recorded.
 type TraceStarted struct {
@@ -1274,7 +1300,9 @@ type Event struct {
 	Pid  int32    `protobuf:"varint,14,opt,name=pid,proto3" json:"pid,omitempty"`
 	Tgid int32    `protobuf:"varint,15,opt,name=tgid,proto3" json:"tgid,omitempty"`
 	// Without its NUL padding. Bytes, not text: the guest chooses them.
-	Comm          []byte `protobuf:"bytes,16,opt,name=comm,proto3" json:"comm,omitempty"`
+	Comm []byte `protobuf:"bytes,16,opt,name=comm,proto3" json:"comm,omitempty"`
+	// Of the Identity that says who made it; 0: none does.
+	Who           uint64 `protobuf:"varint,17,opt,name=who,proto3" json:"who,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1421,6 +1449,187 @@ func (x *Event) GetComm() []byte {
 	return nil
 }
 
+func (x *Event) GetWho() uint64 {
+	if x != nil {
+		return x.Who
+	}
+	return 0
+}
+
+// Identity is struct frail_process of bpf/frail_abi.h, which documents each field.
+type Identity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  uint64                 `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	Vm    uint32                 `protobuf:"varint,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	Task  uint64                 `protobuf:"fixed64,3,opt,name=task,proto3" json:"task,omitempty"`
+	Who   uint64                 `protobuf:"varint,4,opt,name=who,proto3" json:"who,omitempty"`
+	Pid   int32                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tgid  int32                  `protobuf:"varint,6,opt,name=tgid,proto3" json:"tgid,omitempty"`
+	Comm  []byte                 `protobuf:"bytes,7,opt,name=comm,proto3" json:"comm,omitempty"`
+	Start uint64                 `protobuf:"varint,8,opt,name=start,proto3" json:"start,omitempty"`
+	Known uint32                 `protobuf:"varint,9,opt,name=known,proto3" json:"known,omitempty"`
+	Ppid  int32                  `protobuf:"varint,10,opt,name=ppid,proto3" json:"ppid,omitempty"`
+	NsPid int32                  `protobuf:"varint,11,opt,name=ns_pid,json=nsPid,proto3" json:"ns_pid,omitempty"`
+	Uid   uint32                 `protobuf:"varint,12,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid   uint32                 `protobuf:"varint,13,opt,name=gid,proto3" json:"gid,omitempty"`
+	Euid  uint32                 `protobuf:"varint,14,opt,name=euid,proto3" json:"euid,omitempty"`
+	Egid  uint32                 `protobuf:"varint,15,opt,name=egid,proto3" json:"egid,omitempty"`
+	// Without their NUL padding, like comm.
+	Exe           []byte `protobuf:"bytes,16,opt,name=exe,proto3" json:"exe,omitempty"`
+	Cgroup        []byte `protobuf:"bytes,17,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Identity) Reset() {
+	*x = Identity{}
+	mi := &file_frail_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Identity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Identity) ProtoMessage() {}
+
+func (x *Identity) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Identity.ProtoReflect.Descriptor instead.
+func (*Identity) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Identity) GetTime() uint64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Identity) GetVm() uint32 {
+	if x != nil {
+		return x.Vm
+	}
+	return 0
+}
+
+func (x *Identity) GetTask() uint64 {
+	if x != nil {
+		return x.Task
+	}
+	return 0
+}
+
+func (x *Identity) GetWho() uint64 {
+	if x != nil {
+		return x.Who
+	}
+	return 0
+}
+
+func (x *Identity) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Identity) GetTgid() int32 {
+	if x != nil {
+		return x.Tgid
+	}
+	return 0
+}
+
+func (x *Identity) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
+}
+
+func (x *Identity) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Identity) GetKnown() uint32 {
+	if x != nil {
+		return x.Known
+	}
+	return 0
+}
+
+func (x *Identity) GetPpid() int32 {
+	if x != nil {
+		return x.Ppid
+	}
+	return 0
+}
+
+func (x *Identity) GetNsPid() int32 {
+	if x != nil {
+		return x.NsPid
+	}
+	return 0
+}
+
+func (x *Identity) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Identity) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Identity) GetEuid() uint32 {
+	if x != nil {
+		return x.Euid
+	}
+	return 0
+}
+
+func (x *Identity) GetEgid() uint32 {
+	if x != nil {
+		return x.Egid
+	}
+	return 0
+}
+
+func (x *Identity) GetExe() []byte {
+	if x != nil {
+		return x.Exe
+	}
+	return nil
+}
+
+func (x *Identity) GetCgroup() []byte {
+	if x != nil {
+		return x.Cgroup
+	}
+	return nil
+}
+
 // Lost says that events were lost at this point of the stream.
 type Lost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1433,7 +1642,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_frail_proto_msgTypes[14]
+	mi := &file_frail_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1654,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[14]
+	mi := &file_frail_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1667,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{14}
+	return file_frail_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Lost) GetTime() uint64 {
@@ -1491,7 +1700,7 @@ type LossCounts struct {
 
 func (x *LossCounts) Reset() {
 	*x = LossCounts{}
-	mi := &file_frail_proto_msgTypes[15]
+	mi := &file_frail_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1712,7 @@ func (x *LossCounts) String() string {
 func (*LossCounts) ProtoMessage() {}
 
 func (x *LossCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[15]
+	mi := &file_frail_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1725,7 @@ func (x *LossCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCounts.ProtoReflect.Descriptor instead.
 func (*LossCounts) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{15}
+	return file_frail_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LossCounts) GetRingFull() uint64 {
@@ -1555,7 +1764,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_frail_proto_msgTypes[16]
+	mi := &file_frail_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1776,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[16]
+	mi := &file_frail_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1789,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{16}
+	return file_frail_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Summary) GetEvents() uint64 {
@@ -1612,7 +1821,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_frail_proto_msgTypes[17]
+	mi := &file_frail_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1833,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[17]
+	mi := &file_frail_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1846,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{17}
+	return file_frail_proto_rawDescGZIP(), []int{18}
 }
 
 type DoctorResponse struct {
@@ -1649,7 +1858,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1870,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1883,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{18}
+	return file_frail_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -1701,7 +1910,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1922,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1935,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{19}
+	return file_frail_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Check) GetName() string {
@@ -1776,7 +1985,7 @@ type AlertsRequest struct {
 
 func (x *AlertsRequest) Reset() {
 	*x = AlertsRequest{}
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1997,7 @@ func (x *AlertsRequest) String() string {
 func (*AlertsRequest) ProtoMessage() {}
 
 func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2010,7 @@ func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsRequest.ProtoReflect.Descriptor instead.
 func (*AlertsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{20}
+	return file_frail_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AlertsRequest) GetDomain() string {
@@ -1857,7 +2066,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2078,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2091,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{21}
+	return file_frail_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Alert) GetKind() string {
@@ -2014,7 +2223,7 @@ type ProfilesRequest struct {
 
 func (x *ProfilesRequest) Reset() {
 	*x = ProfilesRequest{}
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2235,7 @@ func (x *ProfilesRequest) String() string {
 func (*ProfilesRequest) ProtoMessage() {}
 
 func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2248,7 @@ func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesRequest.ProtoReflect.Descriptor instead.
 func (*ProfilesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{22}
+	return file_frail_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProfilesRequest) GetDomain() string {
@@ -2060,7 +2269,7 @@ type ProfilesResponse struct {
 
 func (x *ProfilesResponse) Reset() {
 	*x = ProfilesResponse{}
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2281,7 @@ func (x *ProfilesResponse) String() string {
 func (*ProfilesResponse) ProtoMessage() {}
 
 func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2294,7 @@ func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesResponse.ProtoReflect.Descriptor instead.
 func (*ProfilesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{23}
+	return file_frail_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProfilesResponse) GetProfiles() []*Profile {
@@ -2125,7 +2334,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2346,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2359,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{24}
+	return file_frail_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Profile) GetUuid() string {
@@ -2247,7 +2456,7 @@ type ProfileName struct {
 
 func (x *ProfileName) Reset() {
 	*x = ProfileName{}
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2468,7 @@ func (x *ProfileName) String() string {
 func (*ProfileName) ProtoMessage() {}
 
 func (x *ProfileName) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2481,7 @@ func (x *ProfileName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileName.ProtoReflect.Descriptor instead.
 func (*ProfileName) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{25}
+	return file_frail_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProfileName) GetDomain() string {
@@ -2298,7 +2507,7 @@ type ProfileFile struct {
 
 func (x *ProfileFile) Reset() {
 	*x = ProfileFile{}
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2519,7 @@ func (x *ProfileFile) String() string {
 func (*ProfileFile) ProtoMessage() {}
 
 func (x *ProfileFile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2532,7 @@ func (x *ProfileFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileFile.ProtoReflect.Descriptor instead.
 func (*ProfileFile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{26}
+	return file_frail_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProfileFile) GetFile() []byte {
@@ -2345,7 +2554,7 @@ type PutProfileRequest struct {
 
 func (x *PutProfileRequest) Reset() {
 	*x = PutProfileRequest{}
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2566,7 @@ func (x *PutProfileRequest) String() string {
 func (*PutProfileRequest) ProtoMessage() {}
 
 func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2579,7 @@ func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
 func (*PutProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{27}
+	return file_frail_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PutProfileRequest) GetDomain() string {
@@ -2402,7 +2611,7 @@ type PutProfileResponse struct {
 
 func (x *PutProfileResponse) Reset() {
 	*x = PutProfileResponse{}
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2623,7 @@ func (x *PutProfileResponse) String() string {
 func (*PutProfileResponse) ProtoMessage() {}
 
 func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2636,7 @@ func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
 func (*PutProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{28}
+	return file_frail_proto_rawDescGZIP(), []int{29}
 }
 
 type ChangeProfileRequest struct {
@@ -2440,7 +2649,7 @@ type ChangeProfileRequest struct {
 
 func (x *ChangeProfileRequest) Reset() {
 	*x = ChangeProfileRequest{}
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2661,7 @@ func (x *ChangeProfileRequest) String() string {
 func (*ChangeProfileRequest) ProtoMessage() {}
 
 func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2674,7 @@ func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileRequest.ProtoReflect.Descriptor instead.
 func (*ChangeProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{29}
+	return file_frail_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ChangeProfileRequest) GetProfile() *ProfileName {
@@ -2490,7 +2699,7 @@ type ChangeProfileResponse struct {
 
 func (x *ChangeProfileResponse) Reset() {
 	*x = ChangeProfileResponse{}
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +2711,7 @@ func (x *ChangeProfileResponse) String() string {
 func (*ChangeProfileResponse) ProtoMessage() {}
 
 func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,7 +2724,7 @@ func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileResponse.ProtoReflect.Descriptor instead.
 func (*ChangeProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{30}
+	return file_frail_proto_rawDescGZIP(), []int{31}
 }
 
 type ThreadsRequest struct {
@@ -2528,7 +2737,7 @@ type ThreadsRequest struct {
 
 func (x *ThreadsRequest) Reset() {
 	*x = ThreadsRequest{}
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2749,7 @@ func (x *ThreadsRequest) String() string {
 func (*ThreadsRequest) ProtoMessage() {}
 
 func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2762,7 @@ func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsRequest.ProtoReflect.Descriptor instead.
 func (*ThreadsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{31}
+	return file_frail_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ThreadsRequest) GetDomain() string {
@@ -2574,7 +2783,7 @@ type ThreadsResponse struct {
 
 func (x *ThreadsResponse) Reset() {
 	*x = ThreadsResponse{}
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2795,7 @@ func (x *ThreadsResponse) String() string {
 func (*ThreadsResponse) ProtoMessage() {}
 
 func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2808,7 @@ func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsResponse.ProtoReflect.Descriptor instead.
 func (*ThreadsResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{32}
+	return file_frail_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ThreadsResponse) GetThreads() []*Thread {
@@ -2634,7 +2843,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2855,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2868,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{33}
+	return file_frail_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Thread) GetName() string {
@@ -2738,7 +2947,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +2959,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +2972,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{34}
+	return file_frail_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProcessesRequest) GetDomain() string {
@@ -2796,7 +3005,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3017,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3030,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{35}
+	return file_frail_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2872,7 +3081,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3093,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3106,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{36}
+	return file_frail_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3079,7 +3288,7 @@ type GuestThread struct {
 
 func (x *GuestThread) Reset() {
 	*x = GuestThread{}
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3300,7 @@ func (x *GuestThread) String() string {
 func (*GuestThread) ProtoMessage() {}
 
 func (x *GuestThread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3104,7 +3313,7 @@ func (x *GuestThread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestThread.ProtoReflect.Descriptor instead.
 func (*GuestThread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{37}
+	return file_frail_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GuestThread) GetTid() int32 {
@@ -3138,7 +3347,7 @@ type LayoutRequest struct {
 
 func (x *LayoutRequest) Reset() {
 	*x = LayoutRequest{}
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3359,7 @@ func (x *LayoutRequest) String() string {
 func (*LayoutRequest) ProtoMessage() {}
 
 func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3372,7 @@ func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutRequest.ProtoReflect.Descriptor instead.
 func (*LayoutRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{38}
+	return file_frail_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LayoutRequest) GetDomain() string {
@@ -3207,7 +3416,7 @@ type GuestLayout struct {
 
 func (x *GuestLayout) Reset() {
 	*x = GuestLayout{}
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3428,7 @@ func (x *GuestLayout) String() string {
 func (*GuestLayout) ProtoMessage() {}
 
 func (x *GuestLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3441,7 @@ func (x *GuestLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestLayout.ProtoReflect.Descriptor instead.
 func (*GuestLayout) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{39}
+	return file_frail_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GuestLayout) GetRelease() string {
@@ -3378,7 +3587,7 @@ type LayoutStep struct {
 
 func (x *LayoutStep) Reset() {
 	*x = LayoutStep{}
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3390,7 +3599,7 @@ func (x *LayoutStep) String() string {
 func (*LayoutStep) ProtoMessage() {}
 
 func (x *LayoutStep) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3403,7 +3612,7 @@ func (x *LayoutStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutStep.ProtoReflect.Descriptor instead.
 func (*LayoutStep) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{40}
+	return file_frail_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LayoutStep) GetName() string {
@@ -3432,7 +3641,7 @@ type LayoutMember struct {
 
 func (x *LayoutMember) Reset() {
 	*x = LayoutMember{}
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3653,7 @@ func (x *LayoutMember) String() string {
 func (*LayoutMember) ProtoMessage() {}
 
 func (x *LayoutMember) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3666,7 @@ func (x *LayoutMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutMember.ProtoReflect.Descriptor instead.
 func (*LayoutMember) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{41}
+	return file_frail_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LayoutMember) GetName() string {
@@ -3491,7 +3700,7 @@ type KernelLogRequest struct {
 
 func (x *KernelLogRequest) Reset() {
 	*x = KernelLogRequest{}
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3503,7 +3712,7 @@ func (x *KernelLogRequest) String() string {
 func (*KernelLogRequest) ProtoMessage() {}
 
 func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3516,7 +3725,7 @@ func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogRequest.ProtoReflect.Descriptor instead.
 func (*KernelLogRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{42}
+	return file_frail_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *KernelLogRequest) GetDomain() string {
@@ -3535,7 +3744,7 @@ type KernelLogResponse struct {
 
 func (x *KernelLogResponse) Reset() {
 	*x = KernelLogResponse{}
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3756,7 @@ func (x *KernelLogResponse) String() string {
 func (*KernelLogResponse) ProtoMessage() {}
 
 func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3769,7 @@ func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogResponse.ProtoReflect.Descriptor instead.
 func (*KernelLogResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{43}
+	return file_frail_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KernelLogResponse) GetRecords() []*LogRecord {
@@ -3591,7 +3800,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3603,7 +3812,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3616,7 +3825,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{44}
+	return file_frail_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -3720,21 +3929,25 @@ const file_frail_proto_rawDesc = "" +
 	"\fTraceRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.frail.v1.TraceStartH\x00R\x05start\x12)\n" +
 	"\x04stop\x18\x02 \x01(\v2\x13.frail.v1.TraceStopH\x00R\x04stopB\t\n" +
-	"\arequest\"~\n" +
+	"\arequest\"\x9e\x01\n" +
 	"\n" +
 	"TraceStart\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1a\n" +
 	"\bsyscalls\x18\x02 \x01(\tR\bsyscalls\x12\x12\n" +
 	"\x04comm\x18\x03 \x01(\tR\x04comm\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\bR\x04wait\x12\x14\n" +
-	"\x05limit\x18\x05 \x01(\x04R\x05limit\"\v\n" +
-	"\tTraceStop\"\xfc\x01\n" +
+	"\x05limit\x18\x05 \x01(\x04R\x05limit\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x06 \x01(\bR\n" +
+	"identities\"\v\n" +
+	"\tTraceStop\"\xae\x02\n" +
 	"\rTraceResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.frail.v1.TraceStartedH\x00R\astarted\x12,\n" +
 	"\x05armed\x18\x02 \x01(\v2\x14.frail.v1.TraceArmedH\x00R\x05armed\x12*\n" +
 	"\x06events\x18\x03 \x01(\v2\x10.frail.v1.EventsH\x00R\x06events\x12$\n" +
 	"\x04lost\x18\x04 \x01(\v2\x0e.frail.v1.LostH\x00R\x04lost\x12-\n" +
-	"\asummary\x18\x05 \x01(\v2\x11.frail.v1.SummaryH\x00R\asummaryB\b\n" +
+	"\asummary\x18\x05 \x01(\v2\x11.frail.v1.SummaryH\x00R\asummary\x120\n" +
+	"\bidentity\x18\x06 \x01(\v2\x12.frail.v1.IdentityH\x00R\bidentityB\b\n" +
 	"\x06record\"o\n" +
 	"\fTraceStarted\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
@@ -3745,7 +3958,7 @@ const file_frail_proto_rawDesc = "" +
 	"TraceArmed\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\rR\x02vm\"1\n" +
 	"\x06Events\x12'\n" +
-	"\x06events\x18\x01 \x03(\v2\x0f.frail.v1.EventR\x06events\"\xb3\x02\n" +
+	"\x06events\x18\x01 \x03(\v2\x0f.frail.v1.EventR\x06events\"\xc5\x02\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\rR\x02vm\x12\x12\n" +
@@ -3763,7 +3976,27 @@ const file_frail_proto_rawDesc = "" +
 	"\x04task\x18\r \x01(\x06R\x04task\x12\x10\n" +
 	"\x03pid\x18\x0e \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x0f \x01(\x05R\x04tgid\x12\x12\n" +
-	"\x04comm\x18\x10 \x01(\fR\x04comm\"H\n" +
+	"\x04comm\x18\x10 \x01(\fR\x04comm\x12\x10\n" +
+	"\x03who\x18\x11 \x01(\x04R\x03who\"\xdb\x02\n" +
+	"\bIdentity\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x04R\x04time\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\rR\x02vm\x12\x12\n" +
+	"\x04task\x18\x03 \x01(\x06R\x04task\x12\x10\n" +
+	"\x03who\x18\x04 \x01(\x04R\x03who\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04tgid\x18\x06 \x01(\x05R\x04tgid\x12\x12\n" +
+	"\x04comm\x18\a \x01(\fR\x04comm\x12\x14\n" +
+	"\x05start\x18\b \x01(\x04R\x05start\x12\x14\n" +
+	"\x05known\x18\t \x01(\rR\x05known\x12\x12\n" +
+	"\x04ppid\x18\n" +
+	" \x01(\x05R\x04ppid\x12\x15\n" +
+	"\x06ns_pid\x18\v \x01(\x05R\x05nsPid\x12\x10\n" +
+	"\x03uid\x18\f \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\r \x01(\rR\x03gid\x12\x12\n" +
+	"\x04euid\x18\x0e \x01(\rR\x04euid\x12\x12\n" +
+	"\x04egid\x18\x0f \x01(\rR\x04egid\x12\x10\n" +
+	"\x03exe\x18\x10 \x01(\fR\x03exe\x12\x16\n" +
+	"\x06cgroup\x18\x11 \x01(\fR\x06cgroup\"H\n" +
 	"\x04Lost\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12,\n" +
 	"\x06counts\x18\x02 \x01(\v2\x14.frail.v1.LossCountsR\x06counts\"f\n" +
@@ -4010,7 +4243,7 @@ func file_frail_proto_rawDescGZIP() []byte {
 }
 
 var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
 	(Exits)(0),                    // 1: frail.v1.Exits
@@ -4030,39 +4263,40 @@ var file_frail_proto_goTypes = []any{
 	(*TraceArmed)(nil),            // 15: frail.v1.TraceArmed
 	(*Events)(nil),                // 16: frail.v1.Events
 	(*Event)(nil),                 // 17: frail.v1.Event
-	(*Lost)(nil),                  // 18: frail.v1.Lost
-	(*LossCounts)(nil),            // 19: frail.v1.LossCounts
-	(*Summary)(nil),               // 20: frail.v1.Summary
-	(*DoctorRequest)(nil),         // 21: frail.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 22: frail.v1.DoctorResponse
-	(*Check)(nil),                 // 23: frail.v1.Check
-	(*AlertsRequest)(nil),         // 24: frail.v1.AlertsRequest
-	(*Alert)(nil),                 // 25: frail.v1.Alert
-	(*ProfilesRequest)(nil),       // 26: frail.v1.ProfilesRequest
-	(*ProfilesResponse)(nil),      // 27: frail.v1.ProfilesResponse
-	(*Profile)(nil),               // 28: frail.v1.Profile
-	(*ProfileName)(nil),           // 29: frail.v1.ProfileName
-	(*ProfileFile)(nil),           // 30: frail.v1.ProfileFile
-	(*PutProfileRequest)(nil),     // 31: frail.v1.PutProfileRequest
-	(*PutProfileResponse)(nil),    // 32: frail.v1.PutProfileResponse
-	(*ChangeProfileRequest)(nil),  // 33: frail.v1.ChangeProfileRequest
-	(*ChangeProfileResponse)(nil), // 34: frail.v1.ChangeProfileResponse
-	(*ThreadsRequest)(nil),        // 35: frail.v1.ThreadsRequest
-	(*ThreadsResponse)(nil),       // 36: frail.v1.ThreadsResponse
-	(*Thread)(nil),                // 37: frail.v1.Thread
-	(*ProcessesRequest)(nil),      // 38: frail.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),     // 39: frail.v1.ProcessesResponse
-	(*Process)(nil),               // 40: frail.v1.Process
-	(*GuestThread)(nil),           // 41: frail.v1.GuestThread
-	(*LayoutRequest)(nil),         // 42: frail.v1.LayoutRequest
-	(*GuestLayout)(nil),           // 43: frail.v1.GuestLayout
-	(*LayoutStep)(nil),            // 44: frail.v1.LayoutStep
-	(*LayoutMember)(nil),          // 45: frail.v1.LayoutMember
-	(*KernelLogRequest)(nil),      // 46: frail.v1.KernelLogRequest
-	(*KernelLogResponse)(nil),     // 47: frail.v1.KernelLogResponse
-	(*LogRecord)(nil),             // 48: frail.v1.LogRecord
-	nil,                           // 49: frail.v1.ProfilesResponse.CountersEntry
-	nil,                           // 50: frail.v1.Process.UnknownEntry
+	(*Identity)(nil),              // 18: frail.v1.Identity
+	(*Lost)(nil),                  // 19: frail.v1.Lost
+	(*LossCounts)(nil),            // 20: frail.v1.LossCounts
+	(*Summary)(nil),               // 21: frail.v1.Summary
+	(*DoctorRequest)(nil),         // 22: frail.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 23: frail.v1.DoctorResponse
+	(*Check)(nil),                 // 24: frail.v1.Check
+	(*AlertsRequest)(nil),         // 25: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 26: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 27: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 28: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 29: frail.v1.Profile
+	(*ProfileName)(nil),           // 30: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 31: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 32: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 33: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 34: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 35: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 36: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 37: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 38: frail.v1.Thread
+	(*ProcessesRequest)(nil),      // 39: frail.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),     // 40: frail.v1.ProcessesResponse
+	(*Process)(nil),               // 41: frail.v1.Process
+	(*GuestThread)(nil),           // 42: frail.v1.GuestThread
+	(*LayoutRequest)(nil),         // 43: frail.v1.LayoutRequest
+	(*GuestLayout)(nil),           // 44: frail.v1.GuestLayout
+	(*LayoutStep)(nil),            // 45: frail.v1.LayoutStep
+	(*LayoutMember)(nil),          // 46: frail.v1.LayoutMember
+	(*KernelLogRequest)(nil),      // 47: frail.v1.KernelLogRequest
+	(*KernelLogResponse)(nil),     // 48: frail.v1.KernelLogResponse
+	(*LogRecord)(nil),             // 49: frail.v1.LogRecord
+	nil,                           // 50: frail.v1.ProfilesResponse.CountersEntry
+	nil,                           // 51: frail.v1.Process.UnknownEntry
 }
 var file_frail_proto_depIdxs = []int32{
 	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
@@ -4076,54 +4310,55 @@ var file_frail_proto_depIdxs = []int32{
 	14, // 8: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
 	15, // 9: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
 	16, // 10: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
-	18, // 11: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
-	20, // 12: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
-	17, // 13: frail.v1.Events.events:type_name -> frail.v1.Event
-	19, // 14: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
-	19, // 15: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
-	23, // 16: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	28, // 17: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	49, // 18: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
-	29, // 19: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
-	3,  // 20: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
-	37, // 21: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	40, // 22: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
-	41, // 23: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
-	50, // 24: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
-	44, // 25: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
-	45, // 26: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
-	48, // 27: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
-	4,  // 28: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	6,  // 29: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	10, // 30: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	21, // 31: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	24, // 32: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	26, // 33: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	29, // 34: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	31, // 35: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	33, // 36: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	35, // 37: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	38, // 38: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
-	42, // 39: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
-	46, // 40: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
-	5,  // 41: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	7,  // 42: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	13, // 43: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	22, // 44: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	25, // 45: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	27, // 46: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	30, // 47: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	32, // 48: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	34, // 49: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	36, // 50: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	39, // 51: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
-	43, // 52: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
-	47, // 53: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	19, // 11: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
+	21, // 12: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
+	18, // 13: frail.v1.TraceResponse.identity:type_name -> frail.v1.Identity
+	17, // 14: frail.v1.Events.events:type_name -> frail.v1.Event
+	20, // 15: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
+	20, // 16: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
+	24, // 17: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
+	29, // 18: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	50, // 19: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	30, // 20: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	3,  // 21: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	38, // 22: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	41, // 23: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
+	42, // 24: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
+	51, // 25: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
+	45, // 26: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
+	46, // 27: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
+	49, // 28: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
+	4,  // 29: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 30: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 31: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	22, // 32: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	25, // 33: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	27, // 34: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	30, // 35: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	32, // 36: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	34, // 37: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	36, // 38: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	39, // 39: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
+	43, // 40: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
+	47, // 41: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
+	5,  // 42: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 43: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	13, // 44: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	23, // 45: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	26, // 46: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	28, // 47: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	31, // 48: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	33, // 49: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	35, // 50: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	37, // 51: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	40, // 52: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
+	44, // 53: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
+	48, // 54: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
+	42, // [42:55] is the sub-list for method output_type
+	29, // [29:42] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -4141,6 +4376,7 @@ func file_frail_proto_init() {
 		(*TraceResponse_Events)(nil),
 		(*TraceResponse_Lost)(nil),
 		(*TraceResponse_Summary)(nil),
+		(*TraceResponse_Identity)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4148,7 +4384,7 @@ func file_frail_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

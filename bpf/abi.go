@@ -16,6 +16,9 @@ type Event = traceFrailEvent
 // EventArgs are the arguments that a BPF program on a tracepoint of frail.ko has in its context.
 type EventArgs = traceFrailEventArgs
 
+// Process says who a guest thread is, as struct frail_process of frail_abi.h.
+type Process = traceFrailProcess
+
 // Arm is the argument of [IocArm].
 type Arm = traceFrailArm
 
@@ -34,7 +37,7 @@ type Filter = traceFrailFilter
 type Gap = traceFrailGap
 
 // GapEvent is the ring buffer's record of the first event after a loss. All other
-// records are an [Event].
+// records are an [Event] or a [Process].
 type GapEvent = traceFrailGapEvent
 
 // VMSlots is how many VMs can be armed at once. No two of them have ids that are equal
@@ -47,6 +50,8 @@ const (
 	EventExit  = uint16(traceFrailEventKindFRAIL_EVENT_EXIT)
 	// EventCoverage says that the ways into the guest's kernel that trap have changed.
 	EventCoverage = uint16(traceFrailEventKindFRAIL_EVENT_COVERAGE)
+	// EventProcess is the kind of a [Process].Head.
+	EventProcess = uint16(traceFrailEventKindFRAIL_EVENT_PROCESS)
 )
 
 // Values of [Event].Insn.
@@ -79,6 +84,27 @@ const (
 	EventDeferred = uint32(traceFrailEventFlagsFRAIL_EVENT_DEFERRED)
 )
 
+// Bits of [Process].Known: which of its fields are, and how.
+const (
+	ProcessParent = uint32(traceFrailProcessFlagsFRAIL_PROCESS_PARENT)
+	ProcessCred   = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CRED)
+	ProcessStart  = uint32(traceFrailProcessFlagsFRAIL_PROCESS_START)
+	ProcessNsPid  = uint32(traceFrailProcessFlagsFRAIL_PROCESS_NS_PID)
+	ProcessExe    = uint32(traceFrailProcessFlagsFRAIL_PROCESS_EXE)
+	// ProcessExeCut: of a path that is too long only its end is there.
+	ProcessExeCut = uint32(traceFrailProcessFlagsFRAIL_PROCESS_EXE_CUT)
+	// ProcessExeDeleted: the executable has no name any more, or never had one.
+	ProcessExeDeleted = uint32(traceFrailProcessFlagsFRAIL_PROCESS_EXE_DELETED)
+	ProcessCgroup     = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CGROUP)
+	ProcessCgroupCut  = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT)
+)
+
+// PathLen is what is kept of a path in a [Process].
+const PathLen = len(Process{}.Exe)
+
+// NoOffset is an offset of a [Layout] that is not known.
+const NoOffset = 1<<32 - 1
+
 // Values of [Arm].Exits.
 const (
 	// ExitsBoth makes both SYSCALL and SYSRET trap.
@@ -101,6 +127,7 @@ const (
 	IocArm       = uint32(traceFrailIoctlFRAIL_IOC_ARM)
 	IocSetLayout = uint32(traceFrailIoctlFRAIL_IOC_SET_LAYOUT)
 	IocStatus    = uint32(traceFrailIoctlFRAIL_IOC_STATUS)
+	IocDescribe  = uint32(traceFrailIoctlFRAIL_IOC_DESCRIBE)
 )
 
 // Causes of loss: indices of [Gap].Lost and of the losses map.
@@ -146,6 +173,7 @@ const (
 	TracepointEnter    = traceProgGuestSysEnter
 	TracepointExit     = traceProgGuestSysExit
 	TracepointCoverage = traceProgGuestCoverage
+	TracepointProcess  = traceProgGuestProcess
 )
 
 // Load parses the compiled programs. It allocates nothing in the kernel.
@@ -159,11 +187,19 @@ func Load() (*ebpf.CollectionSpec, error) {
 
 // CommBytes returns the thread's name up to its closing NUL. It is the guest's
 // own choice and may hold any byte. The slice aliases ev.
-func (ev *traceFrailEvent) CommBytes() []byte {
-	if i := bytes.IndexByte(ev.Comm[:], 0); i >= 0 {
-		return ev.Comm[:i]
+func (ev *traceFrailEvent) CommBytes() []byte { return untilNUL(ev.Comm[:]) }
+
+// ExeBytes returns the executable's path. It may hold any byte. The slice aliases p.
+func (p *traceFrailProcess) ExeBytes() []byte { return untilNUL(p.Exe[:]) }
+
+// CgroupBytes returns the cgroup's path, likewise.
+func (p *traceFrailProcess) CgroupBytes() []byte { return untilNUL(p.Cgroup[:]) }
+
+func untilNUL(b []byte) []byte {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		return b[:i]
 	}
-	return ev.Comm[:]
+	return b
 }
 
 // Identified reports whether the event carries the guest's own task, pid,

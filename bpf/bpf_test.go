@@ -42,9 +42,10 @@ func TestSizes(t *testing.T) {
 		name      string
 		got, want uintptr
 	}{
-		{"Event", unsafe.Sizeof(Event{}), 144},
+		{"Event", unsafe.Sizeof(Event{}), 152},
+		{"Process", unsafe.Sizeof(Process{}), 704},
 		{"Arm", unsafe.Sizeof(Arm{}), 24},
-		{"Layout", unsafe.Sizeof(Layout{}), 80},
+		{"Layout", unsafe.Sizeof(Layout{}), 168},
 		{"Status", unsafe.Sizeof(Status{}), 112},
 	} {
 		if tc.got != tc.want {
@@ -127,7 +128,7 @@ func TestPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{TracepointEnter, TracepointExit, TracepointCoverage} {
+	for _, name := range []string{TracepointEnter, TracepointExit, TracepointCoverage, TracepointProcess} {
 		p := spec.Programs[name]
 		if p == nil {
 			t.Fatalf("no program %s", name)

@@ -21,6 +21,12 @@
 /* TASK_COMM_LEN of every Linux guest. */
 #define FRAIL_COMM_LEN 16
 
+/* What is kept of a path; of a longer one its end is. */
+#define FRAIL_PATH_LEN 256
+
+/* An offset of a struct frail_layout that is not known. */
+#define FRAIL_NO_OFFSET 0xffffffff
+
 enum frail_limits {
 	/* VMs that can be armed at once. No two of them have ids that are equal modulo this. */
 	FRAIL_VM_SLOTS = 4096,
@@ -30,6 +36,7 @@ enum frail_event_kind {
 	FRAIL_EVENT_ENTER = 1,	/* a guest thread made a system call */
 	FRAIL_EVENT_EXIT = 2,	/* a system call returned */
 	FRAIL_EVENT_COVERAGE = 3,	/* which entries of the VM trap has changed */
+	FRAIL_EVENT_PROCESS = 4,	/* who a thread is, a struct frail_process */
 };
 
 /*
@@ -83,6 +90,8 @@ enum frail_event_flags {
  * @sp: user stack pointer
  * @cr3: the guest's CR3, with its PCID and PTI bits
  * @task: address of the guest's struct task_struct; 0 without identity
+ * @who: serial number of the struct frail_process that describes the thread and was
+ *	told before; 0: none was
  * @pid: the thread's id in the guest's initial pid namespace; 0 without identity
  * @tgid: the process's id, likewise
  * @comm: the thread's name, NUL-padded
@@ -101,9 +110,59 @@ struct frail_event {
 	__u64 sp;
 	__u64 cr3;
 	__u64 task;
+	__u64 who;
 	__s32 pid;
 	__s32 tgid;
 	__u8 comm[FRAIL_COMM_LEN];
+};
+
+/* What of a struct frail_process is known, and how. */
+enum frail_process_flags {
+	FRAIL_PROCESS_PARENT = 1,	/* ppid */
+	FRAIL_PROCESS_CRED = 2,		/* uid, gid, euid, egid */
+	FRAIL_PROCESS_START = 4,	/* start */
+	FRAIL_PROCESS_NS_PID = 8,	/* ns_pid */
+	FRAIL_PROCESS_EXE = 16,		/* exe */
+	FRAIL_PROCESS_EXE_CUT = 32,	/* of exe only the end, or as far as it could be read */
+	FRAIL_PROCESS_EXE_DELETED = 64,	/* the file has no name any more, or never had one (memfd) */
+	FRAIL_PROCESS_CGROUP = 128,	/* cgroup */
+	FRAIL_PROCESS_CGROUP_CUT = 256,
+};
+
+/**
+ * struct frail_process - who a guest thread is
+ * @head: time, vm, vcpu, flags, cr3, task, pid, tgid and comm as in an event of the thread;
+ *	kind is FRAIL_EVENT_PROCESS, and who is this description's serial number, unique
+ *	in the VM. All else is zero
+ * @start: when the thread started, ns since the guest's boot
+ * @known: enum frail_process_flags: which of the following is known
+ * @ppid: process id of its parent, in the guest's initial pid namespace
+ * @ns_pid: the thread's id in its own pid namespace
+ * @uid: real user id, in the initial user namespace as all of these
+ * @gid: real group id
+ * @euid: effective user id
+ * @egid: effective group id
+ * @pad: zero
+ * @exe: path of the executable from the root of its mount namespace, NUL-padded
+ * @cgroup: path of its cgroup in the unified hierarchy, likewise
+ *
+ * Told before the first event of a thread, and again when something of it has changed:
+ * an exec, credentials, the parent, the cgroup. The paths are as they were then: that a file
+ * or a cgroup is renamed or removed later changes no thread.
+ */
+struct frail_process {
+	struct frail_event head;
+	__u64 start;
+	__u32 known;
+	__s32 ppid;
+	__s32 ns_pid;
+	__u32 uid;
+	__u32 gid;
+	__u32 euid;
+	__u32 egid;
+	__u32 pad;
+	__u8 exe[FRAIL_PATH_LEN];
+	__u8 cgroup[FRAIL_PATH_LEN];
 };
 
 /**
@@ -182,10 +241,33 @@ enum frail_refusal {
  * @regs_ax: offset of pt_regs.ax
  * @regs_orig_ax: offset of pt_regs.orig_ax; the frame that the hardware knows (ip,
  *	cs, flags, sp, ss) follows it
+ * @phys_base: what to add to an address of the kernel's image, less its lowest one, to get
+ *	the physical one: some first instances of structures lie there
  * @page_table: physical address of the kernel's own top-level page table, by which
  *	its stacks are found: they are not in the direct map
  * @levels: depth of the page tables, 4 or 5
- * @pad: zero
+ * @task_mm: offset of task_struct.mm. This one and all that follow are for struct
+ *	frail_process, and each may be FRAIL_NO_OFFSET
+ * @task_real_parent: offset of task_struct.real_parent
+ * @task_start: offset of task_struct.start_boottime
+ * @task_thread_pid: offset of task_struct.thread_pid
+ * @task_cred: offset of task_struct.real_cred
+ * @task_cgroups: offset of task_struct.cgroups
+ * @mm_exe_file: offset of mm_struct.exe_file
+ * @file_path: offset of file.f_path
+ * @dentry_parent: offset of dentry.d_parent
+ * @dentry_name: offset of dentry.d_name
+ * @dentry_hash: offset of dentry.d_hash
+ * @mount_mnt: offset of mount.mnt
+ * @mount_parent: offset of mount.mnt_parent
+ * @mount_mountpoint: offset of mount.mnt_mountpoint
+ * @cred_uid: offset of cred.uid; gid, suid, sgid, euid and egid follow it
+ * @css_set_cgroup: offset of css_set.dfl_cgrp
+ * @cgroup_node: offset of cgroup.kn
+ * @node_parent: offset of kernfs_node's parent
+ * @node_name: offset of kernfs_node.name
+ * @pid_level: offset of pid.level
+ * @pid_numbers: offset of pid.numbers
  */
 struct frail_layout {
 	__u32 size;
@@ -200,9 +282,30 @@ struct frail_layout {
 	__u64 current_task;
 	__u64 direct_map;
 	__u64 direct_map_size;
+	__u64 phys_base;
 	__u64 page_table;
 	__u32 levels;
-	__u32 pad;
+	__u32 task_mm;
+	__u32 task_real_parent;
+	__u32 task_start;
+	__u32 task_thread_pid;
+	__u32 task_cred;
+	__u32 task_cgroups;
+	__u32 mm_exe_file;
+	__u32 file_path;
+	__u32 dentry_parent;
+	__u32 dentry_name;
+	__u32 dentry_hash;
+	__u32 mount_mnt;
+	__u32 mount_parent;
+	__u32 mount_mountpoint;
+	__u32 cred_uid;
+	__u32 css_set_cgroup;
+	__u32 cgroup_node;
+	__u32 node_parent;
+	__u32 node_name;
+	__u32 pid_level;
+	__u32 pid_numbers;
 };
 
 /**
@@ -255,6 +358,8 @@ enum frail_ioctl {
 	FRAIL_IOC_ARM = _IOWR('F', 1, struct frail_arm),
 	FRAIL_IOC_SET_LAYOUT = _IOW('F', 2, struct frail_layout),
 	FRAIL_IOC_STATUS = _IOWR('F', 3, struct frail_status),
+	/* On a VM descriptor: tell of each thread who it is before its next event. */
+	FRAIL_IOC_DESCRIBE = _IO('F', 4),
 };
 
 /* How a tracer's BPF program lost an event. */

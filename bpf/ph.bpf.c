@@ -118,6 +118,7 @@ struct tail {
 	__u64 sp;
 	__u64 cr3;
 	__u64 task;
+	__u64 who;
 	__s32 pid;
 	__s32 tgid;
 	__u64 comm[FRAIL_COMM_LEN / 8];

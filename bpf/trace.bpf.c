@@ -28,7 +28,7 @@ struct {
 	__type(value, __u32);
 } vms SEC(".maps");
 
-/* struct frail_event and struct frail_gap_event; the tracer sets the size. */
+/* struct frail_event, frail_gap_event and frail_process; the tracer sets the size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
@@ -71,6 +71,8 @@ const enum frail_table *abi_table __attribute__((unused));
 const enum frail_match *abi_match __attribute__((unused));
 const struct frail_event *abi_event __attribute__((unused));
 const struct frail_event_args *abi_event_args __attribute__((unused));
+const enum frail_process_flags *abi_process_flags __attribute__((unused));
+const struct frail_process *abi_process __attribute__((unused));
 const struct frail_gap_event *abi_gap_event __attribute__((unused));
 
 static __always_inline struct frail_gap *pending_losses(void)
@@ -196,15 +198,18 @@ static __always_inline bool comm_passes(const struct frail_event_args *ev)
 	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
 }
 
-static __always_inline bool passes(const struct frail_event_args *ev)
+static __always_inline bool vm_passes(const struct frail_event_args *ev)
 {
 	__u32 slot = ev->vm % FRAIL_VM_SLOTS, *vm;
 
-	if (ev->kind > 31 || !(filter.kinds >> ev->kind & 1))
-		return false;
 	vm = bpf_map_lookup_elem(&vms, &slot);
 	/* Zero is no VM's. */
-	if (!vm || !*vm || *vm != ev->vm)
+	return vm && *vm && *vm == ev->vm;
+}
+
+static __always_inline bool passes(const struct frail_event_args *ev)
+{
+	if (ev->kind > 31 || !(filter.kinds >> ev->kind & 1) || !vm_passes(ev))
 		return false;
 	/* What is not seen concerns every filter. */
 	if (ev->kind == FRAIL_EVENT_COVERAGE)
@@ -235,4 +240,27 @@ SEC("raw_tp/guest_coverage")
 int guest_coverage(struct frail_event_args *args)
 {
 	return record(args);
+}
+
+/* Whose events will pass is not known yet: a thread's name may change. */
+SEC("raw_tp/guest_process")
+int guest_process(struct frail_event_args *args)
+{
+	struct frail_process *dst;
+
+	if (!vm_passes(args))
+		return 0;
+	dst = bpf_ringbuf_reserve(&ring, sizeof(*dst), 0);
+	if (!dst) {
+		lose(FRAIL_LOSS_RING_FULL);
+		return 0;
+	}
+	if (bpf_probe_read_kernel(dst, sizeof(*dst), (const void *)args->event)) {
+		lose(FRAIL_LOSS_READ_FAULT);
+		bpf_ringbuf_discard(dst, 0);
+		return 0;
+	}
+	dst->head.time = bpf_ktime_get_boot_ns();
+	bpf_ringbuf_submit(dst, 0);
+	return 0;
 }

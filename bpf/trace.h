@@ -67,7 +67,8 @@ struct frail_gap {
  * @gap: what was lost before it
  * @event: the event
  *
- * All other records are a struct frail_event; the size tells which one it is.
+ * All other records are a struct frail_event or a struct frail_process; the size tells which
+ * one it is.
  */
 struct frail_gap_event {
 	struct frail_gap gap;

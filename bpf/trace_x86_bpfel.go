@@ -48,6 +48,7 @@ type traceFrailEvent struct {
 	Sp    uint64
 	Cr3   uint64
 	Task  uint64
+	Who   uint64
 	Pid   int32
 	Tgid  int32
 	Comm  [16]uint8
@@ -80,6 +81,7 @@ const (
 	traceFrailEventKindFRAIL_EVENT_ENTER    traceFrailEventKind = 1
 	traceFrailEventKindFRAIL_EVENT_EXIT     traceFrailEventKind = 2
 	traceFrailEventKindFRAIL_EVENT_COVERAGE traceFrailEventKind = 3
+	traceFrailEventKindFRAIL_EVENT_PROCESS  traceFrailEventKind = 4
 )
 
 type traceFrailExits uint32
@@ -126,27 +128,49 @@ type traceFrailIoctl uint32
 
 const (
 	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222816257
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1079002626
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1084769794
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
+	traceFrailIoctlFRAIL_IOC_DESCRIBE   traceFrailIoctl = 17924
 )
 
 type traceFrailLayout struct {
-	_             structs.HostLayout
-	Size          uint32
-	TaskPid       uint32
-	TaskTgid      uint32
-	TaskComm      uint32
-	TaskStack     uint32
-	StackRegs     uint32
-	RegsAx        uint32
-	RegsOrigAx    uint32
-	Lstar         uint64
-	CurrentTask   uint64
-	DirectMap     uint64
-	DirectMapSize uint64
-	PageTable     uint64
-	Levels        uint32
-	Pad           uint32
+	_               structs.HostLayout
+	Size            uint32
+	TaskPid         uint32
+	TaskTgid        uint32
+	TaskComm        uint32
+	TaskStack       uint32
+	StackRegs       uint32
+	RegsAx          uint32
+	RegsOrigAx      uint32
+	Lstar           uint64
+	CurrentTask     uint64
+	DirectMap       uint64
+	DirectMapSize   uint64
+	PhysBase        uint64
+	PageTable       uint64
+	Levels          uint32
+	TaskMm          uint32
+	TaskRealParent  uint32
+	TaskStart       uint32
+	TaskThreadPid   uint32
+	TaskCred        uint32
+	TaskCgroups     uint32
+	MmExeFile       uint32
+	FilePath        uint32
+	DentryParent    uint32
+	DentryName      uint32
+	DentryHash      uint32
+	MountMnt        uint32
+	MountParent     uint32
+	MountMountpoint uint32
+	CredUid         uint32
+	CssSetCgroup    uint32
+	CgroupNode      uint32
+	NodeParent      uint32
+	NodeName        uint32
+	PidLevel        uint32
+	PidNumbers      uint32
 }
 
 type traceFrailLimits uint32
@@ -169,6 +193,36 @@ const (
 	traceFrailMatchFRAIL_MATCH_ALL    traceFrailMatch = 0
 	traceFrailMatchFRAIL_MATCH_ONLY   traceFrailMatch = 1
 	traceFrailMatchFRAIL_MATCH_EXCEPT traceFrailMatch = 2
+)
+
+type traceFrailProcess struct {
+	_      structs.HostLayout
+	Head   traceFrailEvent
+	Start  uint64
+	Known  uint32
+	Ppid   int32
+	NsPid  int32
+	Uid    uint32
+	Gid    uint32
+	Euid   uint32
+	Egid   uint32
+	Pad    uint32
+	Exe    [256]uint8
+	Cgroup [256]uint8
+}
+
+type traceFrailProcessFlags uint32
+
+const (
+	traceFrailProcessFlagsFRAIL_PROCESS_PARENT      traceFrailProcessFlags = 1
+	traceFrailProcessFlagsFRAIL_PROCESS_CRED        traceFrailProcessFlags = 2
+	traceFrailProcessFlagsFRAIL_PROCESS_START       traceFrailProcessFlags = 4
+	traceFrailProcessFlagsFRAIL_PROCESS_NS_PID      traceFrailProcessFlags = 8
+	traceFrailProcessFlagsFRAIL_PROCESS_EXE         traceFrailProcessFlags = 16
+	traceFrailProcessFlagsFRAIL_PROCESS_EXE_CUT     traceFrailProcessFlags = 32
+	traceFrailProcessFlagsFRAIL_PROCESS_EXE_DELETED traceFrailProcessFlags = 64
+	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP      traceFrailProcessFlags = 128
+	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT  traceFrailProcessFlags = 256
 )
 
 type traceFrailRefusal uint32
@@ -216,31 +270,34 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	traceMapLosses         = "losses"
-	traceMapPending        = "pending"
-	traceMapRing           = "ring"
-	traceMapVms            = "vms"
-	traceProgGuestCoverage = "guest_coverage"
-	traceProgGuestSysEnter = "guest_sys_enter"
-	traceProgGuestSysExit  = "guest_sys_exit"
-	traceVarAbiArm         = "abi_arm"
-	traceVarAbiEntry       = "abi_entry"
-	traceVarAbiEvent       = "abi_event"
-	traceVarAbiEventArgs   = "abi_event_args"
-	traceVarAbiEventFlags  = "abi_event_flags"
-	traceVarAbiEventKind   = "abi_event_kind"
-	traceVarAbiExits       = "abi_exits"
-	traceVarAbiGapEvent    = "abi_gap_event"
-	traceVarAbiInsn        = "abi_insn"
-	traceVarAbiIoctl       = "abi_ioctl"
-	traceVarAbiLayout      = "abi_layout"
-	traceVarAbiLimits      = "abi_limits"
-	traceVarAbiLoss        = "abi_loss"
-	traceVarAbiMatch       = "abi_match"
-	traceVarAbiRefusal     = "abi_refusal"
-	traceVarAbiStatus      = "abi_status"
-	traceVarAbiTable       = "abi_table"
-	traceVarFilter         = "filter"
+	traceMapLosses          = "losses"
+	traceMapPending         = "pending"
+	traceMapRing            = "ring"
+	traceMapVms             = "vms"
+	traceProgGuestCoverage  = "guest_coverage"
+	traceProgGuestProcess   = "guest_process"
+	traceProgGuestSysEnter  = "guest_sys_enter"
+	traceProgGuestSysExit   = "guest_sys_exit"
+	traceVarAbiArm          = "abi_arm"
+	traceVarAbiEntry        = "abi_entry"
+	traceVarAbiEvent        = "abi_event"
+	traceVarAbiEventArgs    = "abi_event_args"
+	traceVarAbiEventFlags   = "abi_event_flags"
+	traceVarAbiEventKind    = "abi_event_kind"
+	traceVarAbiExits        = "abi_exits"
+	traceVarAbiGapEvent     = "abi_gap_event"
+	traceVarAbiInsn         = "abi_insn"
+	traceVarAbiIoctl        = "abi_ioctl"
+	traceVarAbiLayout       = "abi_layout"
+	traceVarAbiLimits       = "abi_limits"
+	traceVarAbiLoss         = "abi_loss"
+	traceVarAbiMatch        = "abi_match"
+	traceVarAbiProcess      = "abi_process"
+	traceVarAbiProcessFlags = "abi_process_flags"
+	traceVarAbiRefusal      = "abi_refusal"
+	traceVarAbiStatus       = "abi_status"
+	traceVarAbiTable        = "abi_table"
+	traceVarFilter          = "filter"
 )
 
 // loadTrace returns the embedded CollectionSpec for trace.
@@ -286,6 +343,7 @@ type traceSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceProgramSpecs struct {
 	GuestCoverage *ebpf.ProgramSpec `ebpf:"guest_coverage"`
+	GuestProcess  *ebpf.ProgramSpec `ebpf:"guest_process"`
 	GuestSysEnter *ebpf.ProgramSpec `ebpf:"guest_sys_enter"`
 	GuestSysExit  *ebpf.ProgramSpec `ebpf:"guest_sys_exit"`
 }
@@ -304,24 +362,26 @@ type traceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceVariableSpecs struct {
-	AbiArm        *ebpf.VariableSpec `ebpf:"abi_arm"`
-	AbiEntry      *ebpf.VariableSpec `ebpf:"abi_entry"`
-	AbiEvent      *ebpf.VariableSpec `ebpf:"abi_event"`
-	AbiEventArgs  *ebpf.VariableSpec `ebpf:"abi_event_args"`
-	AbiEventFlags *ebpf.VariableSpec `ebpf:"abi_event_flags"`
-	AbiEventKind  *ebpf.VariableSpec `ebpf:"abi_event_kind"`
-	AbiExits      *ebpf.VariableSpec `ebpf:"abi_exits"`
-	AbiGapEvent   *ebpf.VariableSpec `ebpf:"abi_gap_event"`
-	AbiInsn       *ebpf.VariableSpec `ebpf:"abi_insn"`
-	AbiIoctl      *ebpf.VariableSpec `ebpf:"abi_ioctl"`
-	AbiLayout     *ebpf.VariableSpec `ebpf:"abi_layout"`
-	AbiLimits     *ebpf.VariableSpec `ebpf:"abi_limits"`
-	AbiLoss       *ebpf.VariableSpec `ebpf:"abi_loss"`
-	AbiMatch      *ebpf.VariableSpec `ebpf:"abi_match"`
-	AbiRefusal    *ebpf.VariableSpec `ebpf:"abi_refusal"`
-	AbiStatus     *ebpf.VariableSpec `ebpf:"abi_status"`
-	AbiTable      *ebpf.VariableSpec `ebpf:"abi_table"`
-	Filter        *ebpf.VariableSpec `ebpf:"filter"`
+	AbiArm          *ebpf.VariableSpec `ebpf:"abi_arm"`
+	AbiEntry        *ebpf.VariableSpec `ebpf:"abi_entry"`
+	AbiEvent        *ebpf.VariableSpec `ebpf:"abi_event"`
+	AbiEventArgs    *ebpf.VariableSpec `ebpf:"abi_event_args"`
+	AbiEventFlags   *ebpf.VariableSpec `ebpf:"abi_event_flags"`
+	AbiEventKind    *ebpf.VariableSpec `ebpf:"abi_event_kind"`
+	AbiExits        *ebpf.VariableSpec `ebpf:"abi_exits"`
+	AbiGapEvent     *ebpf.VariableSpec `ebpf:"abi_gap_event"`
+	AbiInsn         *ebpf.VariableSpec `ebpf:"abi_insn"`
+	AbiIoctl        *ebpf.VariableSpec `ebpf:"abi_ioctl"`
+	AbiLayout       *ebpf.VariableSpec `ebpf:"abi_layout"`
+	AbiLimits       *ebpf.VariableSpec `ebpf:"abi_limits"`
+	AbiLoss         *ebpf.VariableSpec `ebpf:"abi_loss"`
+	AbiMatch        *ebpf.VariableSpec `ebpf:"abi_match"`
+	AbiProcess      *ebpf.VariableSpec `ebpf:"abi_process"`
+	AbiProcessFlags *ebpf.VariableSpec `ebpf:"abi_process_flags"`
+	AbiRefusal      *ebpf.VariableSpec `ebpf:"abi_refusal"`
+	AbiStatus       *ebpf.VariableSpec `ebpf:"abi_status"`
+	AbiTable        *ebpf.VariableSpec `ebpf:"abi_table"`
+	Filter          *ebpf.VariableSpec `ebpf:"filter"`
 }
 
 // traceObjects contains all objects after they have been loaded into the kernel.
@@ -363,24 +423,26 @@ func (m *traceMaps) Close() error {
 //
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceVariables struct {
-	AbiArm        *ebpf.Variable `ebpf:"abi_arm"`
-	AbiEntry      *ebpf.Variable `ebpf:"abi_entry"`
-	AbiEvent      *ebpf.Variable `ebpf:"abi_event"`
-	AbiEventArgs  *ebpf.Variable `ebpf:"abi_event_args"`
-	AbiEventFlags *ebpf.Variable `ebpf:"abi_event_flags"`
-	AbiEventKind  *ebpf.Variable `ebpf:"abi_event_kind"`
-	AbiExits      *ebpf.Variable `ebpf:"abi_exits"`
-	AbiGapEvent   *ebpf.Variable `ebpf:"abi_gap_event"`
-	AbiInsn       *ebpf.Variable `ebpf:"abi_insn"`
-	AbiIoctl      *ebpf.Variable `ebpf:"abi_ioctl"`
-	AbiLayout     *ebpf.Variable `ebpf:"abi_layout"`
-	AbiLimits     *ebpf.Variable `ebpf:"abi_limits"`
-	AbiLoss       *ebpf.Variable `ebpf:"abi_loss"`
-	AbiMatch      *ebpf.Variable `ebpf:"abi_match"`
-	AbiRefusal    *ebpf.Variable `ebpf:"abi_refusal"`
-	AbiStatus     *ebpf.Variable `ebpf:"abi_status"`
-	AbiTable      *ebpf.Variable `ebpf:"abi_table"`
-	Filter        *ebpf.Variable `ebpf:"filter"`
+	AbiArm          *ebpf.Variable `ebpf:"abi_arm"`
+	AbiEntry        *ebpf.Variable `ebpf:"abi_entry"`
+	AbiEvent        *ebpf.Variable `ebpf:"abi_event"`
+	AbiEventArgs    *ebpf.Variable `ebpf:"abi_event_args"`
+	AbiEventFlags   *ebpf.Variable `ebpf:"abi_event_flags"`
+	AbiEventKind    *ebpf.Variable `ebpf:"abi_event_kind"`
+	AbiExits        *ebpf.Variable `ebpf:"abi_exits"`
+	AbiGapEvent     *ebpf.Variable `ebpf:"abi_gap_event"`
+	AbiInsn         *ebpf.Variable `ebpf:"abi_insn"`
+	AbiIoctl        *ebpf.Variable `ebpf:"abi_ioctl"`
+	AbiLayout       *ebpf.Variable `ebpf:"abi_layout"`
+	AbiLimits       *ebpf.Variable `ebpf:"abi_limits"`
+	AbiLoss         *ebpf.Variable `ebpf:"abi_loss"`
+	AbiMatch        *ebpf.Variable `ebpf:"abi_match"`
+	AbiProcess      *ebpf.Variable `ebpf:"abi_process"`
+	AbiProcessFlags *ebpf.Variable `ebpf:"abi_process_flags"`
+	AbiRefusal      *ebpf.Variable `ebpf:"abi_refusal"`
+	AbiStatus       *ebpf.Variable `ebpf:"abi_status"`
+	AbiTable        *ebpf.Variable `ebpf:"abi_table"`
+	Filter          *ebpf.Variable `ebpf:"filter"`
 }
 
 // tracePrograms contains all programs after they have been loaded into the kernel.
@@ -388,6 +450,7 @@ type traceVariables struct {
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tracePrograms struct {
 	GuestCoverage *ebpf.Program `ebpf:"guest_coverage"`
+	GuestProcess  *ebpf.Program `ebpf:"guest_process"`
 	GuestSysEnter *ebpf.Program `ebpf:"guest_sys_enter"`
 	GuestSysExit  *ebpf.Program `ebpf:"guest_sys_exit"`
 }
@@ -395,6 +458,7 @@ type tracePrograms struct {
 func (p *tracePrograms) Close() error {
 	return _TraceClose(
 		p.GuestCoverage,
+		p.GuestProcess,
 		p.GuestSysEnter,
 		p.GuestSysExit,
 	)

@@ -29,6 +29,7 @@
 	S(struct kvm_vcpu *, kvm_get_running_vcpu, (void))			\
 	S(int, kvm_vcpu_read_guest_page, (struct kvm_vcpu *vcpu, gfn_t gfn,	\
 		void *data, int offset, int len))				\
+	S(unsigned long, kvm_vcpu_gfn_to_hva, (struct kvm_vcpu *vcpu, gfn_t gfn))	\
 	S(unsigned long, kvm_get_rflags, (struct kvm_vcpu *vcpu))		\
 	S(void, kvm_set_rflags, (struct kvm_vcpu *vcpu, unsigned long rflags))	\
 	S(void, kvm_queue_exception_e, (struct kvm_vcpu *vcpu, unsigned int nr,	\
@@ -62,9 +63,26 @@ extern struct frail_symbols kvmsym;
 int frail_symbols_resolve(void);
 void frail_symbols_release(void);
 
-/* The system call a guest task made last. */
+/*
+ * What a thread's description was made of. Each pointer is replaced when what it leads to
+ * is: by exec, by a change of credentials, of the parent, of the cgroup.
+ */
+struct frail_task_key {
+	u64 mm;
+	u64 parent;
+	u64 start;
+	u64 cred;
+	u64 cgroups;
+	s32 pid;
+	s32 tgid;
+};
+
+/* The system call a guest task made last, and who it is. */
 struct frail_call {
 	u64 task;
+	struct frail_task_key key;
+	u64 who;		/* serial number of the description; 0: none */
+	u32 epoch;		/* of the VM, when that was told */
 	u64 ip;
 	u64 sp;
 	gpa_t regs;		/* where its saved registers are; 0: not looked up */
@@ -168,6 +186,9 @@ struct frail_vm {
 	struct mutex layout_lock;
 	struct frail_layout __rcu *layout;	/* readers hold kvm->srcu */
 
+	atomic64_t descriptions;	/* serial number of the last one */
+	u32 epoch;			/* descriptions of older ones are to be told again */
+
 	struct frail_bucket *calls;
 	struct frail_vcpu vcpus[KVM_MAX_VCPUS];
 };
@@ -222,13 +243,49 @@ void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 		       unsigned long target);
 void frail_report_coverage(struct frail_vm *vm, struct kvm_vcpu *vcpu, u32 covered, u32 blind);
 
+/* memory.c */
+bool frail_read_page(struct kvm_vcpu *vcpu, gpa_t pa, void *buf, unsigned int len);
+bool frail_physical(const struct frail_layout *l, u64 va, u64 *pa);
+bool frail_read(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va, void *buf,
+		unsigned int len);
+gpa_t frail_translate(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va);
+
+/* A page of guest RAM that is read more than once: to look it up is what costs. */
+struct frail_window {
+	struct kvm_vcpu *vcpu;
+	const struct frail_layout *l;
+	gfn_t gfn;
+	unsigned long hva;	/* 0: not looked up yet */
+};
+
+bool frail_window_move(struct frail_window *w, gfn_t gfn);
+
+/* Reads a word at an address of the guest's kernel, as frail_read() does. */
+static __always_inline bool frail_read_word(struct frail_window *w, u64 va, u64 *word)
+{
+	u64 pa;
+
+	if (!frail_physical(w->l, va, &pa))
+		return false;
+	if (unlikely(offset_in_page(pa) > PAGE_SIZE - sizeof(*word)))
+		return frail_read(w->vcpu, w->l, va, word, sizeof(*word));
+	if ((!w->hva || pa >> PAGE_SHIFT != w->gfn) && !frail_window_move(w, pa >> PAGE_SHIFT))
+		return false;
+	return !__get_user(*word, (u64 __user *)(w->hva + offset_in_page(pa)));
+}
+
 /* identity.c */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
-		    struct frail_event *ev);
+		    struct frail_event *ev, struct frail_task_key *key);
 void frail_calls_forget(struct frail_vm *vm);
 bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
-		      const struct frail_event *ev);
-void frail_call_exit(struct frail_vm *vm, struct frail_event *ev);
+		      struct frail_event *ev, const struct frail_task_key *key);
+void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+		     struct frail_event *ev, const struct frail_task_key *key);
+
+/* process.c */
+u64 frail_describe(struct frail_vm *vm, struct kvm_vcpu *vcpu, const struct frail_layout *l,
+		   const struct frail_event *ev, const struct frail_task_key *key);
 
 /* The ways into a kernel that there are on this host's CPUs, enum frail_entry. */
 static inline u32 frail_ways(void)

@@ -11,62 +11,6 @@
 #include "frail.h"
 #include "trace.h"
 
-/* x86 page tables. */
-#define PTE_PRESENT	BIT_ULL(0)
-#define PTE_LARGE	BIT_ULL(7)
-#define PTE_ADDRESS	0x000ffffffffff000ULL
-
-/* Reads guest RAM within one page. */
-static bool read_page(struct kvm_vcpu *vcpu, gpa_t pa, void *buf, unsigned int len)
-{
-	return kvmsym.kvm_vcpu_read_guest_page(vcpu, pa >> PAGE_SHIFT, buf,
-					       offset_in_page(pa), len) >= 0;
-}
-
-/* Reads guest RAM at an address of the guest's direct map. */
-static bool read_direct(struct kvm_vcpu *vcpu, const struct frail_layout *l,
-			u64 va, void *buf, unsigned int len)
-{
-	u64 pa = va - l->direct_map;
-
-	while (len) {
-		unsigned int part = min_t(unsigned int, len,
-					  PAGE_SIZE - offset_in_page(pa));
-
-		if (pa >= l->direct_map_size || !read_page(vcpu, pa, buf, part))
-			return false;
-		buf += part;
-		pa += part;
-		len -= part;
-	}
-	return true;
-}
-
-/*
- * Translates a virtual address by the guest kernel's own page table. The one in use may
- * be a process's that maps next to nothing of the kernel.
- *
- * Return: the physical address, or INVALID_GPA.
- */
-static gpa_t translate(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 va)
-{
-	u64 table = l->page_table & PTE_ADDRESS;
-	int level;
-
-	for (level = l->levels - 1; level >= 0; level--) {
-		int shift = PAGE_SHIFT + 9 * level;
-		u64 pte;
-
-		if (!read_page(vcpu, table + (va >> shift & 511) * sizeof(pte),
-			       &pte, sizeof(pte)) || !(pte & PTE_PRESENT))
-			return INVALID_GPA;
-		table = pte & PTE_ADDRESS;
-		if (!level || ((pte & PTE_LARGE) && level <= 2))
-			return (table & ~(BIT_ULL(shift) - 1)) | (va & (BIT_ULL(shift) - 1));
-	}
-	return INVALID_GPA;
-}
-
 /* The layout that holds for a kernel entered at @lstar, or NULL. */
 static const struct frail_layout *layout_of(struct frail_vm *vm, struct kvm_vcpu *vcpu,
 					    u64 lstar)
@@ -76,21 +20,44 @@ static const struct frail_layout *layout_of(struct frail_vm *vm, struct kvm_vcpu
 	return l && l->lstar == lstar && READ_ONCE(vm->layout_valid) ? l : NULL;
 }
 
-static bool read_ids(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 task,
-		     struct frail_event *ev)
+static bool read_ids(struct frail_window *w, u64 task, struct frail_event *ev)
 {
-	s32 ids[2];
+	u64 pid, tgid;
 
+	if (!frail_read_word(w, task + w->l->task_pid, &pid))
+		return false;
+	ev->pid = (s32)pid;
 	/* They are neighbours in every Linux so far. */
-	if (l->task_tgid == l->task_pid + sizeof(s32)) {
-		if (!read_direct(vcpu, l, task + l->task_pid, ids, sizeof(ids)))
-			return false;
-		ev->pid = ids[0];
-		ev->tgid = ids[1];
+	if (w->l->task_tgid == w->l->task_pid + sizeof(s32)) {
+		ev->tgid = (s32)(pid >> 32);
 		return true;
 	}
-	return read_direct(vcpu, l, task + l->task_pid, &ev->pid, sizeof(ev->pid)) &&
-	       read_direct(vcpu, l, task + l->task_tgid, &ev->tgid, sizeof(ev->tgid));
+	if (!frail_read_word(w, task + w->l->task_tgid, &tgid))
+		return false;
+	ev->tgid = (s32)tgid;
+	return true;
+}
+
+static bool read_key(struct frail_window *w, u64 task, struct frail_task_key *key)
+{
+	const struct frail_layout *l = w->l;
+	const struct {
+		u32 offset;
+		u64 *word;
+	} parts[] = {
+		{ l->task_mm, &key->mm },
+		{ l->task_real_parent, &key->parent },
+		{ l->task_start, &key->start },
+		{ l->task_cred, &key->cred },
+		{ l->task_cgroups, &key->cgroups },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(parts); i++)
+		if (parts[i].offset != FRAIL_NO_OFFSET &&
+		    !frail_read_word(w, task + parts[i].offset, parts[i].word))
+			return false;
+	return true;
 }
 
 /**
@@ -99,28 +66,34 @@ static bool read_ids(struct kvm_vcpu *vcpu, const struct frail_layout *l, u64 ta
  * @vcpu: the vCPU that made the call or returns from it
  * @lstar: its LSTAR
  * @ev: the event; unchanged where the layout is missing or the task unreadable
+ * @key: what the thread's description depends on; only if somebody wants descriptions
  *
  * At a kernel entry and at SYSRET, KERNEL_GS_BASE holds the kernel's per-CPU base:
  * swapgs has not run yet, or has already.
  */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
-		    struct frail_event *ev)
+		    struct frail_event *ev, struct frail_task_key *key)
 {
-	const struct frail_layout *l = layout_of(vm, vcpu, lstar);
-	u64 task;
+	struct frail_window w = { .vcpu = vcpu, .l = layout_of(vm, vcpu, lstar) };
+	u64 task, comm[2];
 
-	if (!l)
+	BUILD_BUG_ON(sizeof(comm) != sizeof(ev->comm));
+	if (!w.l)
 		return;
-	if (!read_direct(vcpu, l, frail_msr(vcpu, MSR_KERNEL_GS_BASE) + l->current_task,
-			 &task, sizeof(task)) ||
-	    !read_ids(vcpu, l, task, ev) ||
-	    !read_direct(vcpu, l, task + l->task_comm, ev->comm, sizeof(ev->comm))) {
+	if (!frail_read_word(&w, frail_msr(vcpu, MSR_KERNEL_GS_BASE) + w.l->current_task,
+			     &task) ||
+	    !read_ids(&w, task, ev) ||
+	    (trace_guest_process_enabled() && !read_key(&w, task, key)) ||
+	    !frail_read_word(&w, task + w.l->task_comm, &comm[0]) ||
+	    !frail_read_word(&w, task + w.l->task_comm + sizeof(u64), &comm[1])) {
 		ev->pid = 0;
 		ev->tgid = 0;
-		memset(ev->comm, 0, sizeof(ev->comm));
 		vm->vcpus[vcpu->vcpu_idx].identity_misses++;
 		return;
 	}
+	key->pid = ev->pid;
+	key->tgid = ev->tgid;
+	memcpy(ev->comm, comm, sizeof(comm));
 	ev->task = task;
 	ev->flags |= FRAIL_EVENT_IDENTITY;
 }
@@ -190,15 +163,15 @@ static bool saved_return(struct kvm_vcpu *vcpu, const struct frail_layout *l,
 		u64 stack;
 		gpa_t pa;
 
-		if (!read_direct(vcpu, l, call->task + l->task_stack, &stack, sizeof(stack)))
+		if (!frail_read(vcpu, l, call->task + l->task_stack, &stack, sizeof(stack)))
 			return false;
-		pa = translate(vcpu, l, stack + l->stack_regs + l->regs_ax);
+		pa = frail_translate(vcpu, l, stack + l->stack_regs + l->regs_ax);
 		/* A stack ends with its page. */
 		if (pa == INVALID_GPA || offset_in_page(pa) + len + sizeof(frame) > PAGE_SIZE)
 			return false;
 		call->regs = pa;
 	}
-	if (!read_page(vcpu, call->regs, regs, len + sizeof(frame)))
+	if (!frail_read_page(vcpu, call->regs, regs, len + sizeof(frame)))
 		return false;
 	memcpy(&ax, regs, sizeof(ax));
 	memcpy(&frame, regs + len, sizeof(frame));
@@ -253,6 +226,7 @@ static bool report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
 		.vcpu = ev->vcpu,
 		.cr3 = ev->cr3,
 		.task = ev->task,
+		.who = ev->who,
 		.pid = ev->pid,
 		.tgid = ev->tgid,
 	};
@@ -286,22 +260,44 @@ void frail_calls_forget(struct frail_vm *vm)
 	}
 }
 
+/*
+ * Tells who a thread is, unless that was told already.
+ *
+ * Return: the serial number of its description; 0: nobody wants any.
+ */
+static u64 who(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+	       const struct frail_event *ev, const struct frail_task_key *key,
+	       const struct frail_call *known)
+{
+	const struct frail_layout *l;
+
+	if (!trace_guest_process_enabled())
+		return 0;
+	if (known->who && known->epoch == READ_ONCE(vm->epoch) &&
+	    !memcmp(&known->key, key, sizeof(*key)))
+		return known->who;
+	l = layout_of(vm, vcpu, lstar);
+	return l ? frail_describe(vm, vcpu, l, ev, key) : 0;
+}
+
 /**
  * frail_call_enter() - a thread makes a call
  * @vm: the VM
  * @vcpu: the vCPU
  * @lstar: its LSTAR
- * @ev: the call
+ * @ev: the call; its who is filled in
+ * @key: what frail_identify() found
  *
- * Tells how the thread's call before it returned, if that is still to be told, and
- * remembers this one.
+ * Tells who the thread is if that is news, how its call before this one returned if that
+ * is still to be told, and remembers this one.
  *
  * Return: its SYSRET shall trap, for what is deferred would be lost too often.
  */
 bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
-		      const struct frail_event *ev)
+		      struct frail_event *ev, const struct frail_task_key *key)
 {
 	struct frail_call before = { .settle = READ_ONCE(settle) }, *c;
+	u32 epoch = READ_ONCE(vm->epoch);
 	struct frail_bucket *b;
 
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
@@ -310,11 +306,12 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 	spin_lock(&b->lock);
 	c = find_call(b, ev->task);
 	/* Another pid: a new thread in the place of one that died in its call. */
-	if (c && c->pid == ev->pid)
+	if (c && c->key.pid == ev->pid)
 		before = *c;
 	spin_unlock(&b->lock);
 
 	/* Guest memory cannot be read under the lock; a thread makes one call at a time. */
+	ev->who = who(vm, vcpu, lstar, ev, key, &before);
 	if (before.pending && !report_deferred(vm, vcpu, lstar, &before, ev))
 		before.settle = READ_ONCE(settle);
 
@@ -322,7 +319,9 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 	c = find_call(b, ev->task) ?: new_call(b);
 	*c = (struct frail_call){
 		.task = ev->task,
-		.pid = ev->pid,
+		.key = *key,
+		.who = ev->who,
+		.epoch = epoch,
 		.insn = ev->insn,
 		.pending = !never_returns(ev),
 		.nr = ev->nr,
@@ -338,28 +337,48 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 /**
  * frail_call_exit() - a SYSRET ends a call
  * @vm: the VM
- * @ev: the return; its nr is filled in if the call is known
+ * @vcpu: the vCPU
+ * @lstar: its LSTAR
+ * @ev: the return; its who is filled in, and its nr if the call is known
+ * @key: what frail_identify() found
  *
  * A thread's last call is the one its SYSRET ends if it came in by the same width: every
  * other way in leaves by IRET, and a new thread's first return does too. Forgotten calls
  * stay unknown.
  */
-void frail_call_exit(struct frail_vm *vm, struct frail_event *ev)
+void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+		     struct frail_event *ev, const struct frail_task_key *key)
 {
+	struct frail_call known = { .settle = READ_ONCE(settle) }, *c;
+	u32 epoch = READ_ONCE(vm->epoch);
 	struct frail_bucket *b;
-	struct frail_call *c;
 
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
 		return;
 	b = call_bucket(vm, ev->task);
 	spin_lock(&b->lock);
 	c = find_call(b, ev->task);
-	if (c && c->pending && c->pid == ev->pid &&
-	    (ev->insn == FRAIL_INSN_SYSRET64 ? c->insn == FRAIL_INSN_SYSCALL64 :
-	     c->insn == FRAIL_INSN_SYSCALL32 || c->insn == FRAIL_INSN_SYSENTER)) {
-		ev->nr = c->nr;
-		ev->flags |= FRAIL_EVENT_NR;
-		c->pending = false;
+	if (c && c->key.pid == ev->pid) {
+		if (c->pending &&
+		    (ev->insn == FRAIL_INSN_SYSRET64 ? c->insn == FRAIL_INSN_SYSCALL64 :
+		     c->insn == FRAIL_INSN_SYSCALL32 || c->insn == FRAIL_INSN_SYSENTER)) {
+			ev->nr = c->nr;
+			ev->flags |= FRAIL_EVENT_NR;
+			c->pending = false;
+		}
+		known = *c;
 	}
+	spin_unlock(&b->lock);
+
+	ev->who = who(vm, vcpu, lstar, ev, key, &known);
+	if (ev->who == known.who && (!ev->who || epoch == known.epoch))
+		return;
+	known.task = ev->task;
+	known.key = *key;
+	known.who = ev->who;
+	known.epoch = epoch;
+	spin_lock(&b->lock);
+	c = find_call(b, ev->task) ?: new_call(b);
+	*c = known;
 	spin_unlock(&b->lock);
 }

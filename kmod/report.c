@@ -9,12 +9,12 @@
 #include "trace.h"
 
 static void fill_common(struct frail_vm *vm, struct kvm_vcpu *vcpu,
-			struct frail_event *ev, u64 lstar)
+			struct frail_event *ev, u64 lstar, struct frail_task_key *key)
 {
 	ev->vm = vm->id;
 	ev->vcpu = vcpu->vcpu_idx;
 	ev->cr3 = frail_cr3(vcpu);
-	frail_identify(vm, vcpu, lstar, ev);
+	frail_identify(vm, vcpu, lstar, ev, key);
 }
 
 /* i386's arguments; the one that SYSCALL and SYSENTER leave no register for is on the stack. */
@@ -60,6 +60,7 @@ bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 		.ip = ip,
 		.sp = sp,
 	};
+	struct frail_task_key key = {};
 	bool settling;
 
 	vm->vcpus[vcpu->vcpu_idx].enters++;
@@ -72,7 +73,7 @@ bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 	if (!trace_guest_sys_enter_enabled() && !trace_guest_sys_exit_enabled())
 		return false;
 
-	fill_common(vm, vcpu, &ev, lstar);
+	fill_common(vm, vcpu, &ev, lstar, &key);
 	if (insn == FRAIL_INSN_SYSCALL64) {
 		ev.args[0] = r[VCPU_REGS_RDI];
 		ev.args[1] = r[VCPU_REGS_RSI];
@@ -83,7 +84,7 @@ bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 	} else {
 		fill_args32(vcpu, &ev);
 	}
-	settling = frail_call_enter(vm, vcpu, lstar, &ev);
+	settling = frail_call_enter(vm, vcpu, lstar, &ev, &key);
 	frail_trace(guest_sys_enter, &ev);
 	return settling;
 }
@@ -108,12 +109,15 @@ void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 		.ip = target,
 		.sp = frail_rsp(vcpu),
 	};
+	struct frail_task_key key = {};
+	u64 lstar;
 
 	vm->vcpus[vcpu->vcpu_idx].exits++;
 	if (!trace_guest_sys_exit_enabled() || READ_ONCE(vm->state) != FRAIL_ARMED)
 		return;
-	fill_common(vm, vcpu, &ev, frail_msr(vcpu, MSR_LSTAR));
-	frail_call_exit(vm, &ev);
+	lstar = frail_msr(vcpu, MSR_LSTAR);
+	fill_common(vm, vcpu, &ev, lstar, &key);
+	frail_call_exit(vm, vcpu, lstar, &ev, &key);
 	frail_trace(guest_sys_exit, &ev);
 }
 

@@ -111,6 +111,54 @@ TRACE_EVENT(guest_sys_exit,
 		  __entry->ip, __entry->sp, __entry->cr3, __entry->task)
 );
 
+/* Who a guest thread is; comes before its events. */
+TRACE_EVENT(guest_process,
+	FRAIL_EVENT_PROTO,
+	FRAIL_EVENT_ARGS,
+	TP_STRUCT__entry(
+		__field(u32, vm)
+		__field(u32, vcpu)
+		__field(u64, task)
+		__field(u64, who)
+		__field(s32, pid)
+		__field(s32, tgid)
+		__array(char, comm, FRAIL_COMM_LEN)
+		__field(u64, start)
+		__field(u32, known)
+		__field(s32, ppid)
+		__field(s32, ns_pid)
+		__field(u32, uid)
+		__field(u32, euid)
+		__array(char, exe, FRAIL_PATH_LEN)
+		__array(char, cgroup, FRAIL_PATH_LEN)
+	),
+	TP_fast_assign(
+		const struct frail_process *p =
+			container_of(ev, const struct frail_process, head);
+
+		__entry->vm = ev->vm;
+		__entry->vcpu = ev->vcpu;
+		__entry->task = ev->task;
+		__entry->who = ev->who;
+		__entry->pid = ev->pid;
+		__entry->tgid = ev->tgid;
+		memcpy(__entry->comm, ev->comm, FRAIL_COMM_LEN);
+		__entry->start = p->start;
+		__entry->known = p->known;
+		__entry->ppid = p->ppid;
+		__entry->ns_pid = p->ns_pid;
+		__entry->uid = p->uid;
+		__entry->euid = p->euid;
+		memcpy(__entry->exe, p->exe, FRAIL_PATH_LEN);
+		memcpy(__entry->cgroup, p->cgroup, FRAIL_PATH_LEN);
+	),
+	TP_printk("vm=%u vcpu=%u task=%llx who=%llu pid=%d tgid=%d comm=%.16s start=%llu known=%x ppid=%d ns_pid=%d uid=%u euid=%u exe=%.256s cgroup=%.256s",
+		  __entry->vm, __entry->vcpu, __entry->task, __entry->who, __entry->pid,
+		  __entry->tgid, __entry->comm, __entry->start, __entry->known,
+		  __entry->ppid, __entry->ns_pid, __entry->uid, __entry->euid,
+		  __entry->exe, __entry->cgroup)
+);
+
 /* Which ways into the guest's kernel trap has changed; masks of enum frail_entry. */
 TRACE_EVENT(guest_coverage,
 	FRAIL_EVENT_PROTO,

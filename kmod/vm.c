@@ -480,7 +480,7 @@ static long vm_set_layout(struct frail_vm *vm, const struct frail_layout __user 
 	    l->task_comm > LAYOUT_OFFSET_MAX || l->task_stack > LAYOUT_OFFSET_MAX ||
 	    !l->lstar || l->direct_map_size > LAYOUT_SPAN_MAX ||
 	    l->stack_regs > LAYOUT_STACK_MAX || l->regs_ax >= l->regs_orig_ax ||
-	    l->regs_orig_ax > LAYOUT_REGS_MAX || (l->levels != 4 && l->levels != 5) || l->pad) {
+	    l->regs_orig_ax > LAYOUT_REGS_MAX || (l->levels != 4 && l->levels != 5)) {
 		kfree(l);
 		return -EINVAL;
 	}
@@ -517,6 +517,11 @@ static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return vm_status(vm, (struct frail_status __user *)arg);
 	case FRAIL_IOC_SET_LAYOUT:
 		return vm_set_layout(vm, (const struct frail_layout __user *)arg);
+	case FRAIL_IOC_DESCRIBE:
+		spin_lock(&vm->status_lock);
+		WRITE_ONCE(vm->epoch, vm->epoch + 1);
+		spin_unlock(&vm->status_lock);
+		return 0;
 	default:
 		return -ENOTTY;
 	}

@@ -46,6 +46,14 @@ type Sink interface {
 	Flush() error
 }
 
+// ProcessSink is a [Sink] that wants to know who the threads are that events are of.
+type ProcessSink interface {
+	Sink
+	// Process takes the description of a thread; it comes before the events whose Who is
+	// its Head.Who. It is valid until the method returns.
+	Process(*bpf.Process) error
+}
+
 // Losses counts events that were not delivered, by cause.
 type Losses struct {
 	// RingFull: the reader was too slow for its ring buffer.
@@ -79,6 +87,7 @@ type Summary struct {
 const (
 	eventSize    = int(unsafe.Sizeof(bpf.Event{}))
 	gapEventSize = int(unsafe.Sizeof(bpf.GapEvent{}))
+	processSize  = int(unsafe.Sizeof(bpf.Process{}))
 )
 
 // Run delivers events to sink until ctx ends, the tracer is closed or sink fails. When
@@ -144,10 +153,15 @@ func (r *run) loop() error {
 	rd := r.t.reader
 	linger := rd.BufferSize() >= lingerRing
 
-	// The reader copies each record in here; both kinds are used in place.
-	after := new(bpf.GapEvent)
-	ev := (*bpf.Event)(unsafe.Pointer(after))
-	rec := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(after)), gapEventSize)}
+	// The reader copies each record in here; all kinds are used in place.
+	process := new(bpf.Process)
+	after := (*bpf.GapEvent)(unsafe.Pointer(process))
+	ev := (*bpf.Event)(unsafe.Pointer(process))
+	rec := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(process)), processSize)}
+	describe := func(*bpf.Process) error { return nil }
+	if sink, ok := r.sink.(ProcessSink); ok {
+		describe = sink.Process
+	}
 
 	rd.SetDeadline(time.Now().Add(lossInterval))
 	for {
@@ -178,6 +192,8 @@ func (r *run) loop() error {
 			if err == nil {
 				err = r.event(&after.Event)
 			}
+		case processSize:
+			err = describe(process)
 		default:
 			err = fmt.Errorf("read ring buffer: record of unknown size %d", len(rec.RawSample))
 		}
@@ -262,7 +278,7 @@ func (t *Tracer) summary() (Summary, error) {
 // misses returns how often the kernel did not run a program because it was running.
 func (o *objects) misses() (uint64, error) {
 	var n uint64
-	for _, prog := range []*ebpf.Program{o.Enter, o.Exit, o.Coverage} {
+	for _, prog := range []*ebpf.Program{o.Enter, o.Exit, o.Coverage, o.Process} {
 		stats, err := prog.Stats()
 		if err != nil {
 			return 0, fmt.Errorf("read program statistics: %w", err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -70,6 +71,10 @@ type Options struct {
 	VMs []uint32
 	// Filter is fixed for the life of the tracer.
 	Filter Filter
+	// Processes makes the tracer tell who threads are, if its sink is a [ProcessSink].
+	// What was told before it was attached is told again after
+	// [frail/kmod/device.VM.Describe].
+	Processes bool
 	// RingBytes is the size of the ring buffer, rounded up to a power of two of
 	// pages. Zero: [DefaultRingBytes]. At most [MaxRingBytes].
 	RingBytes int
@@ -80,6 +85,7 @@ type objects struct {
 	Enter    *ebpf.Program `ebpf:"guest_sys_enter"`
 	Exit     *ebpf.Program `ebpf:"guest_sys_exit"`
 	Coverage *ebpf.Program `ebpf:"guest_coverage"`
+	Process  *ebpf.Program `ebpf:"guest_process"`
 	VMs      *ebpf.Map     `ebpf:"vms"`
 	Ring     *ebpf.Map     `ebpf:"ring"`
 	Losses   *ebpf.Map     `ebpf:"losses"`
@@ -87,13 +93,14 @@ type objects struct {
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.VMs.Close(),
+	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.Process.Close(), o.VMs.Close(),
 		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
 }
 
 // Tracer follows VMs. All methods are safe for concurrent use.
 type Tracer struct {
 	reader    *ringbuf.Reader
+	processes bool
 	delivered atomic.Uint64
 
 	mu       sync.Mutex
@@ -129,7 +136,7 @@ func New(opts Options) (*Tracer, error) {
 		return nil, fmt.Errorf("set filter: %w", err)
 	}
 
-	t := new(Tracer)
+	t := &Tracer{processes: opts.Processes}
 	if err := spec.LoadAndAssign(&t.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("load BPF programs: permission denied: CAP_BPF and CAP_PERFMON are needed: %w", err)
@@ -271,10 +278,10 @@ func (t *Tracer) RemoveVM(id uint32) error {
 // Attach makes the programs see guest system calls from now on. It returns an error
 // wrapping [ErrNoTracepoint] when frail.ko is not loaded. It can be called once.
 func (t *Tracer) Attach() error {
-	return t.attach(bpf.TracepointEnter, bpf.TracepointExit, bpf.TracepointCoverage)
+	return t.attach(bpf.TracepointEnter, bpf.TracepointExit, bpf.TracepointCoverage, bpf.TracepointProcess)
 }
 
-func (t *Tracer) attach(enter, exit, coverage string) error {
+func (t *Tracer) attach(enter, exit, coverage, process string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -284,12 +291,16 @@ func (t *Tracer) attach(enter, exit, coverage string) error {
 		return errors.New("attach: attached already")
 	}
 	// Exits first: a call whose return is seen was made, but an unseen return would
-	// look like a call that never came back.
-	for _, at := range []link.RawTracepointOptions{
+	// look like a call that never came back. Before them, whose they are.
+	programs := []link.RawTracepointOptions{
 		{Name: exit, Program: t.objs.Exit},
 		{Name: enter, Program: t.objs.Enter},
 		{Name: coverage, Program: t.objs.Coverage},
-	} {
+	}
+	if t.processes {
+		programs = slices.Insert(programs, 0, link.RawTracepointOptions{Name: process, Program: t.objs.Process})
+	}
+	for _, at := range programs {
 		l, err := link.AttachRawTracepoint(at)
 		if err != nil {
 			loaded := len(t.links) > 0 // an older module lacks the newer tracepoints

@@ -51,7 +51,8 @@ type recorder struct {
 	mu     sync.Mutex
 	events []bpf.Event
 	lost   []Lost
-	stream []string // "event NR" and "lost N" in order
+	stream []string // "event NR", "process WHO" and "lost N" in order
+	known  []bpf.Process
 	on     chan struct{}
 }
 
@@ -62,6 +63,14 @@ func (r *recorder) Event(ev *bpf.Event) error {
 	defer r.mu.Unlock()
 	r.events = append(r.events, *ev)
 	r.stream = append(r.stream, fmt.Sprintf("event %d", ev.Nr))
+	return nil
+}
+
+func (r *recorder) Process(p *bpf.Process) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known = append(r.known, *p)
+	r.stream = append(r.stream, fmt.Sprintf("process %d", p.Head.Who))
 	return nil
 }
 
@@ -357,7 +366,7 @@ func TestAddAndRemoveVM(t *testing.T) {
 
 // A gap stands between the last event before it and the first one after it.
 func TestRingFull(t *testing.T) {
-	const room = 4096 / (8 + 144) // the ring's bytes by a record's
+	const room = 4096 / (8 + 152) // the ring's bytes by a record's
 	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096})
 	k := bpftest.New(t, 1)
 	*k.At(0) = enter(0, "sh")
@@ -530,7 +539,7 @@ func TestRecursionMissIsCounted(t *testing.T) {
 	tr := newTracer(t, Options{})
 	must(t, tr.objs.Enter.Close())
 	tr.objs.Enter = prog
-	must(t, tr.attach("page_fault_kernel", "sched_switch", "sched_switch"))
+	must(t, tr.attach("page_fault_kernel", "sched_switch", "sched_switch", "sched_switch"))
 
 	// Its first fault is outside of the tracepoint.
 	_, err = prog.Run(&ebpf.RunOptions{})
@@ -544,6 +553,87 @@ func TestRecursionMissIsCounted(t *testing.T) {
 	}
 	if len(r.lost) != 1 || r.lost[0].Losses != s.Lost {
 		t.Errorf("lost %+v, summary %+v", r.lost, s)
+	}
+}
+
+// Who a thread is comes in the order of its events, of VMs that are followed, whatever the
+// filter; and to no sink that does not want it.
+func TestProcesses(t *testing.T) {
+	k := bpftest.New(t, 10)
+	describe := func(i int, vm uint32, who uint64, exe string) {
+		p := k.Process(i)
+		*p = bpf.Process{
+			Head:  bpf.Event{Vm: vm, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Task: 0xffff888000001000, Who: who, Pid: 3},
+			Known: bpf.ProcessExe, Ppid: 1,
+		}
+		copy(p.Exe[:], exe)
+	}
+	tr := newTracer(t, Options{VMs: []uint32{7}, Filter: Filter{Comms: []string{"sh"}}, Processes: true})
+	for _, s := range []struct {
+		vm  uint32
+		who uint64
+	}{{7, 1}, {8, 2}, {7, 3}} {
+		describe(0, s.vm, s.who, "/bin/sh")
+		k.Fire(t, tr.objs.Process, 0)
+		*k.At(0) = enter(int64(s.who), "sh")
+		k.At(0).Vm, k.At(0).Who = s.vm, s.who
+		fire(t, tr, k, 0)
+	}
+	r := drain(t, tr)
+	if want := []string{"process 1", "event 1", "process 3", "event 3"}; !slices.Equal(r.stream, want) {
+		t.Errorf("stream %q, want %q", r.stream, want)
+	}
+	if len(r.known) != 2 || string(r.known[1].ExeBytes()) != "/bin/sh" || r.known[1].Ppid != 1 || r.known[1].Head.Time == 0 {
+		t.Errorf("described %+v", r.known)
+	}
+	if s, err := tr.Summary(); err != nil || s.Delivered != 2 {
+		t.Errorf("summary %+v, %v", s, err)
+	}
+}
+
+// A description that does not fit is lost and counted; its events say whose they are all the same.
+func TestProcessLost(t *testing.T) {
+	tr := newTracer(t, Options{VMs: []uint32{7}, RingBytes: 4096, Processes: true})
+	k := bpftest.New(t, 10)
+	const n = 10
+	for range n {
+		*k.Process(0) = bpf.Process{Head: bpf.Event{Vm: 7, Kind: bpf.EventProcess}}
+		k.Fire(t, tr.objs.Process, 0)
+	}
+	r := drain(t, tr)
+	if len(r.known) >= n || len(r.lost) != 1 || len(r.known)+int(r.lost[0].RingFull) != n {
+		t.Errorf("%d described, lost %+v", len(r.known), r.lost)
+	}
+}
+
+func TestProcessTable(t *testing.T) {
+	var s Processes
+	of := func(vm uint32, task, who uint64) *bpf.Process {
+		return s.Of(&bpf.Event{Vm: vm, Task: task, Who: who})
+	}
+	add := func(vm uint32, task, who uint64, ppid int32) {
+		s.Add(&bpf.Process{Head: bpf.Event{Vm: vm, Task: task, Who: who}, Ppid: ppid})
+	}
+	if of(7, 1, 1) != nil {
+		t.Error("an empty table knows a thread")
+	}
+	add(7, 1, 1, 10)
+	add(8, 1, 1, 11)
+	if a, b := of(7, 1, 1), of(8, 1, 1); a == nil || b == nil || a.Ppid != 10 || b.Ppid != 11 {
+		t.Errorf("got %+v and %+v", a, b)
+	}
+	if of(7, 1, 2) != nil {
+		t.Error("a thread whose description was lost is taken for the one before it")
+	}
+	add(7, 1, 2, 12)
+	if of(7, 1, 1) != nil || of(7, 1, 2) == nil || of(7, 1, 0) != nil {
+		t.Error("a new description does not replace the old one")
+	}
+	for i := range uint64(2 * maxProcesses) {
+		add(7, i, i+1, 0)
+	}
+	if len(s.byTask) > maxProcesses {
+		t.Errorf("%d threads are remembered", len(s.byTask))
 	}
 }
 
@@ -571,14 +661,14 @@ func TestAttachAndDetach(t *testing.T) {
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	must(t, err)
 	defer stats.Close()
-	tr := newTracer(t, Options{})
-	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch"))
-	if err := tr.attach("sched_switch", "sched_switch", "sched_switch"); err == nil {
+	tr := newTracer(t, Options{Processes: true})
+	must(t, tr.attach("sched_switch", "sched_switch", "sched_switch", "sched_switch"))
+	if err := tr.attach("sched_switch", "sched_switch", "sched_switch", "sched_switch"); err == nil {
 		t.Error("attached twice")
 	}
 	// Clones of the descriptors, for the tracer's are closed with it.
 	var progs []*ebpf.Program
-	for _, p := range []*ebpf.Program{tr.objs.Enter, tr.objs.Exit, tr.objs.Coverage} {
+	for _, p := range []*ebpf.Program{tr.objs.Enter, tr.objs.Exit, tr.objs.Coverage, tr.objs.Process} {
 		clone, err := p.Clone()
 		must(t, err)
 		defer clone.Close()
@@ -631,12 +721,12 @@ func switchThreads(t *testing.T) {
 func TestAttachWithoutModule(t *testing.T) {
 	tr := newTracer(t, Options{})
 	const no = "frail_no_such_tracepoint"
-	err := tr.attach(no, no, no)
+	err := tr.attach(no, no, no, no)
 	if !errors.Is(err, ErrNoTracepoint) || err.Error() != "load frail.ko: tracepoint frail_no_such_tracepoint not found" {
 		t.Errorf("error %v", err)
 	}
 	// A module from before changes of coverage were told of.
-	err = tr.attach("sched_switch", "sched_switch", no)
+	err = tr.attach("sched_switch", "sched_switch", no, no)
 	if err == nil || !strings.Contains(err.Error(), no+": frail.ko is of another version than this program") {
 		t.Errorf("error %v", err)
 	}

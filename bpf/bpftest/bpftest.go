@@ -80,6 +80,13 @@ func (e *Events) At(i int) *bpf.Event {
 	return (*bpf.Event)(unsafe.Pointer(&e.bytes[i*eventSize]))
 }
 
+// Process returns the room of event i and of those that follow it as a description of a
+// thread: five events have room for one.
+func (e *Events) Process(i int) *bpf.Process {
+	room := e.bytes[i*eventSize:][:unsafe.Sizeof(bpf.Process{})]
+	return (*bpf.Process)(unsafe.Pointer(&room[0]))
+}
+
 // Address returns the kernel's address of event i.
 func (e *Events) Address(i int) uint64 { return e.addr + uint64(i*eventSize) }
 

@@ -26,6 +26,7 @@ const stopTimeout = 10 * time.Second
 // traceOptions are the flags of frail trace.
 type traceOptions struct {
 	json      bool
+	who       bool
 	syscalls  string
 	comm      string
 	timestamp bool
@@ -75,6 +76,7 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")
 	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls, names or numbers separated by commas; all but these after a `LIST`'s leading !")
 	flags.StringVar(&t.comm, "filter-comm", "", "show only threads of this `NAME`")
+	flags.BoolVar(&t.who, "who", false, "say who a thread is before its first event, and when that has changed; --json always does")
 	flags.BoolVar(&t.timestamp, "timestamp", false, "show the time of day of each event")
 	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
 	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
@@ -114,6 +116,8 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 		Comm:     t.comm,
 		Wait:     t.wait,
 		Limit:    t.limit,
+
+		Identities: t.identities(),
 	}}}); err != nil && !errors.Is(err, io.EOF) { // Recv tells what EOF hides
 		return err
 	}
@@ -125,6 +129,7 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 	})()
 
 	var ev bpf.Event
+	var process bpf.Process
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -150,6 +155,13 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 			for _, e := range rec.Events.GetEvents() {
 				e.Unpack(&ev)
 				if err := sink.Event(&ev); err != nil {
+					return err
+				}
+			}
+		case *api.TraceResponse_Identity:
+			if sink, ok := sink.(tracer.ProcessSink); ok {
+				rec.Identity.Unpack(&process)
+				if err := sink.Process(&process); err != nil {
 					return err
 				}
 			}
@@ -188,6 +200,12 @@ func (x *traceText) Event(ev *bpf.Event) error {
 	return nil
 }
 
+// Process implements tracer.ProcessSink.
+func (x *traceText) Process(p *bpf.Process) error {
+	x.text = x.f.AppendProcess(x.text, p)
+	return nil
+}
+
 func (x *traceText) Lost(l tracer.Lost) error {
 	x.text = x.f.AppendLost(x.text, l)
 	return nil
@@ -215,6 +233,9 @@ func (o *options) noteTo(w io.Writer) func(string) {
 		}
 	}
 }
+
+// identities reports whether the trace says who the threads are.
+func (t *traceOptions) identities() bool { return t.who || t.json }
 
 // formatter returns how the trace is written. offset makes the time of day of an event's
 // time.

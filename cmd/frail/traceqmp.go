@@ -58,7 +58,7 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
 
-	tr, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, Filter: filter})
+	tr, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, Filter: filter, Processes: t.identities()})
 	if err != nil {
 		return fmt.Errorf("cannot trace: %w", err)
 	}

@@ -83,7 +83,11 @@ func (s *server) Trace(stream traceStream) error {
 		cancel: cancel,
 
 		stopping: s.stopping,
-	}).run(ctx, tracer.Options{Filter: filter, RingBytes: s.manager.host.cfg.Trace.RingBytes})
+	}).run(ctx, tracer.Options{
+		Filter:    filter,
+		Processes: start.GetIdentities(),
+		RingBytes: s.manager.host.cfg.Trace.RingBytes,
+	})
 }
 
 func traceFilter(start *api.TraceStart) (tracer.Filter, error) {
@@ -163,6 +167,10 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 		}
 	}
 
+	if s.start.GetIdentities() {
+		// Others may have been told already. Disarmed: follow ends the trace.
+		_ = snap.vm.Describe()
+	}
 	if st, err := snap.vm.Status(); err == nil { // else it is disarmed, and follow ends the trace
 		s.domain.observe(st)
 		if err := s.begin(st, offset); err != nil {
@@ -271,6 +279,14 @@ func (s *session) Event(ev *bpf.Event) error {
 		return endLimit
 	}
 	return nil
+}
+
+// Process implements tracer.ProcessSink.
+func (s *session) Process(p *bpf.Process) error {
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	return s.send(api.PackIdentity(p))
 }
 
 // Lost implements tracer.Sink.

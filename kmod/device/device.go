@@ -210,6 +210,15 @@ func (vm *VM) SetLayout(l bpf.Layout) error {
 	return nil
 }
 
+// Describe makes the module tell of each thread who it is, before its next event: for a
+// tracer that was attached after others.
+func (vm *VM) Describe() error {
+	if _, err := control(vm.file, bpf.IocDescribe, nil); err != nil {
+		return fmt.Errorf("have the threads of VM %d described: %w", vm.id, err)
+	}
+	return nil
+}
+
 // Wait returns the VM's status as soon as its generation differs from the one the last
 // status told, by whoever asked for it. It returns ctx's error when ctx ends first, and
 // [os.ErrClosed] after Close. No thread is held while waiting.

@@ -19,8 +19,9 @@ type Recording struct {
 	cancel context.CancelFunc
 	done   chan error
 
-	mu     sync.Mutex
-	events []bpf.Event
+	mu        sync.Mutex
+	events    []bpf.Event
+	processes []bpf.Process
 }
 
 // recordRing holds 200,000 events: a reader on the guest's own CPU may be late.
@@ -28,7 +29,7 @@ const recordRing = 32 << 20
 
 // Record begins to record VMs. The caller closes the recording.
 func Record(vms ...*device.VM) (*Recording, error) {
-	opts := tracer.Options{RingBytes: recordRing}
+	opts := tracer.Options{RingBytes: recordRing, Processes: true}
 	for _, vm := range vms {
 		opts.VMs = append(opts.VMs, vm.ID())
 	}
@@ -65,6 +66,9 @@ func (r *Recording) Stop() ([]bpf.Event, error) {
 	return r.events, nil
 }
 
+// Processes returns who the threads of the events are, in order; after Stop.
+func (r *Recording) Processes() []bpf.Process { return r.processes }
+
 // Close frees the recording, ended or not.
 func (r *Recording) Close() error {
 	r.cancel()
@@ -78,6 +82,13 @@ func (s *recordSink) Event(ev *bpf.Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, *ev)
+	return nil
+}
+
+func (s *recordSink) Process(p *bpf.Process) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.processes = append(s.processes, *p)
 	return nil
 }
 

@@ -93,8 +93,9 @@ func (g *Guest) follow(ctx context.Context, vm *device.VM, st bpf.Status) error 
 // to its last.
 type Traced struct {
 	*Result
-	Events []bpf.Event // in order; none is missing
-	Status bpf.Status  // the module's, at the end
+	Events    []bpf.Event   // in order; none is missing
+	Processes []bpf.Process // whose they are, by Who
+	Status    bpf.Status    // the module's, at the end
 }
 
 // Trace runs a guest under trace.
@@ -140,5 +141,5 @@ func Trace(ctx context.Context, cfg Config, exits uint32) (*Traced, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Traced{res, events, st}, nil
+	return &Traced{res, events, rec.Processes(), st}, nil
 }

@@ -323,20 +323,32 @@ func randomLayout(r *rand.Rand, lstar uint64) (l bpf.Layout, legal bool) {
 		CurrentTask: address(), DirectMap: address(), DirectMapSize: address() % span, PageTable: address(),
 		Levels: 4 + number(2),
 	}
+	// Of a thread's description, with which the module does what it can.
+	for _, offset := range []*uint32{
+		&l.TaskMm, &l.TaskRealParent, &l.TaskStart, &l.TaskThreadPid, &l.TaskCred, &l.TaskCgroups,
+		&l.MmExeFile, &l.FilePath, &l.DentryParent, &l.DentryName, &l.DentryHash, &l.MountMnt,
+		&l.MountParent, &l.MountMountpoint, &l.CredUid, &l.CssSetCgroup, &l.CgroupNode,
+		&l.NodeParent, &l.NodeName, &l.PidLevel, &l.PidNumbers,
+	} {
+		*offset = number(offsets)
+		if r.IntN(20) == 0 {
+			*offset = bpf.NoOffset
+		}
+	}
 	switch r.IntN(8) {
 	case 0:
 		l.Size = r.Uint32()
 	case 1:
 		l.Lstar = address()
 	case 2:
-		l.DirectMapSize, l.Pad = r.Uint64(), r.Uint32()
+		l.DirectMapSize = r.Uint64()
 	case 3, 4:
 		// The kernel's half, where the guest's own addresses are.
 		l.CurrentTask |= 0xffff << 48
 		l.DirectMap = 0xffff888000000000
 		l.DirectMapSize = span
 	}
-	legal = l.Size == uint32(unsafe.Sizeof(l)) && l.Lstar == lstar && l.DirectMapSize <= span && l.Pad == 0 &&
+	legal = l.Size == uint32(unsafe.Sizeof(l)) && l.Lstar == lstar && l.DirectMapSize <= span &&
 		max(l.TaskPid, l.TaskTgid, l.TaskComm, l.TaskStack) <= offsets && l.StackRegs <= stack &&
 		l.RegsAx < l.RegsOrigAx && l.RegsOrigAx <= regs && (l.Levels == 4 || l.Levels == 5)
 	return l, legal

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"frail/qmp/container"
 )
 
 const (
@@ -118,7 +120,7 @@ type Process struct {
 
 	// Container is what Cgroup, or its group in another hierarchy, says of the
 	// container it runs in.
-	Container Container
+	Container container.Container
 
 	// Threads are its threads, the first one too.
 	Threads []Thread
@@ -461,7 +463,7 @@ func (p *Process) forget(f Field) {
 	case FieldMountNS:
 		p.MountNamespace = 0
 	case FieldCgroup:
-		p.Cgroup, p.Container = "", Container{}
+		p.Cgroup, p.Container = "", container.Container{}
 	case FieldExe:
 		p.Exe, p.mm = Executable{}, 0
 	case FieldThreads:
@@ -688,12 +690,12 @@ func (r *processReader) cgroup(p *Process, set uint64) {
 	if f.err != nil {
 		return
 	}
-	container := containerOf(group)
+	in := container.Of(group)
 	// Version 1 has a hierarchy for each controller that is not in version 2's.
 	subsystems := f.member("css_set.subsys")
 	const pointerSize = 8
 	for i := range min(subsystems.Size/pointerSize, maxSubsystems) {
-		if f.err != nil || container.ID != "" {
+		if f.err != nil || in.ID != "" {
 			break
 		}
 		var b [pointerSize]byte
@@ -706,10 +708,10 @@ func (r *processReader) cgroup(p *Process, set uint64) {
 		if group == "/" {
 			group = path
 		}
-		container = containerOf(path)
+		in = container.Of(path)
 	}
 	if f.err == nil {
-		p.Cgroup, p.Container = group, container
+		p.Cgroup, p.Container = group, in
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"frail/lab/cache"
 	"frail/qmp"
+	"frail/qmp/container"
 	"frail/qmp/qmptest"
 )
 
@@ -352,10 +353,10 @@ func compareProcesses(t *testing.T, g *qmptest.Guest, mem *qmp.Memory, l *Layout
 	if p := byArgs("1004"); p.Exe != (Executable{Path: "/memfd:a/b", Deleted: true, Memory: true}) {
 		t.Errorf("process with a program in memory: %+v", p)
 	}
-	if p := byArgs("1006"); p.Cgroup != "/system.slice/docker-"+dockerID+".scope/sub" || p.Container != (Container{"docker", dockerID}) {
+	if p := byArgs("1006"); p.Cgroup != "/system.slice/docker-"+dockerID+".scope/sub" || p.Container != (container.Container{Runtime: "docker", ID: dockerID}) {
 		t.Errorf("process in a control group of docker's: %+v", p)
 	}
-	if p := byArgs("1007"); p.Cgroup != "/libpod_parent/libpod-"+podmanID || p.Container != (Container{"podman", podmanID}) {
+	if p := byArgs("1007"); p.Cgroup != "/libpod_parent/libpod-"+podmanID || p.Container != (container.Container{Runtime: "podman", ID: podmanID}) {
 		t.Errorf("process in a control group of version 1: %+v", p)
 	}
 	if p := byArgs("program\x00ids"); p.UID != 1000 || p.EUID != 2000 || p.GID != 1001 {

@@ -10,6 +10,7 @@
 //	cat[312/312]                     ... openat = ?
 //	[no identity]                    getpid@32()
 //	old[313/313]                     getpid@32:int80()
+//	sh[314/314]                      --- /usr/bin/dash, child of 312, uid 1000 ---
 //	--- INT 0x80 is not seen now: the guest uses its debug registers ---
 //	--- all entries are seen again ---
 //
@@ -22,7 +23,7 @@
 // be added. Addresses, arguments and other 64-bit quantities are strings in hexadecimal,
 // because many JSON readers keep only 53 bits of a number.
 //
-//	type      "enter", "exit", "coverage", "lost" or "summary"
+//	type      "enter", "exit", "process", "coverage", "lost" or "summary"
 //	time      when, by the host's clock, RFC 3339 with nanoseconds, UTC
 //	boot_ns   when, CLOCK_BOOTTIME of the host in nanoseconds: for order and differences
 //	vm, vcpu  the VM's id and the vCPU's index
@@ -32,6 +33,8 @@
 //	pid       the thread's id in the guest's initial pid namespace
 //	tgid      the process's id, likewise
 //	task      address of the guest's struct task_struct
+//	who       the "process" record that says who the thread is; absent if none does, and
+//	          then exe, ppid and uid are, which are that record's
 //	table     the system call table: "64", "32" or "x32"
 //	nr        the system call's number; absent in an exit whose call is not known
 //	syscall   its name; absent when nr is absent or has none
@@ -46,6 +49,23 @@
 //	ip, sp    the user's instruction pointer after the call, and stack pointer; ip is
 //	          0x0 where the entry does not tell
 //	cr3       the guest's CR3, with its PCID and PTI bits
+//
+// A "process" record says who a thread is, before its first event and when that has changed.
+// It has type, time, boot_ns, vm, comm, pid, tgid, task and, as far as they are known:
+//
+//	who       its number, in the VM
+//	exe       path of the executable from the root of its mount namespace
+//	exe_deleted, exe_cut
+//	          true if the file has no name any more, or if only the path's end is there
+//	ppid      process id of its parent, in the guest's initial pid namespace
+//	ns_pid    the thread's id in its own pid namespace
+//	uid, gid, euid, egid
+//	          real and effective ids, in the guest's initial user namespace
+//	start_ns  when the thread started, in nanoseconds since the guest's boot
+//	cgroup, cgroup_cut
+//	          path of its control group in the unified hierarchy, like exe
+//	container, runtime
+//	          what the control group's path says of a container: its id, and what made it
 //
 // A "coverage" record says that the ways into the guest's kernel that are seen have changed.
 // It has type, time, boot_ns, vm and vcpu and two lists of "syscall", "int80" and "sysenter":

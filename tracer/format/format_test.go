@@ -318,3 +318,76 @@ func BenchmarkText(b *testing.B) {
 		new(Text).AppendEvent(buf, ev)
 	}
 }
+
+// who is the description of event's thread.
+func who(change func(*bpf.Process)) *bpf.Process {
+	p := &bpf.Process{
+		Head:  bpf.Event{Time: at, Vm: 1, Kind: bpf.EventProcess, Task: 0xffff888003a4c000, Who: 9, Flags: bpf.EventIdentity, Pid: 313, Tgid: 312},
+		Known: bpf.ProcessParent | bpf.ProcessCred | bpf.ProcessStart | bpf.ProcessNsPid | bpf.ProcessExe | bpf.ProcessCgroup,
+		Ppid:  300, NsPid: 313, Uid: 1000, Gid: 1001, Euid: 1000, Egid: 1001, Start: 12_000_000_345,
+	}
+	copy(p.Head.Comm[:], "cat")
+	copy(p.Exe[:], "/usr/bin/cat")
+	copy(p.Cgroup[:], "/")
+	change(p)
+	return p
+}
+
+const dockerID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+func TestTextProcess(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*bpf.Process)
+		want   string
+	}{
+		{"plain", func(*bpf.Process) {}, "/usr/bin/cat, child of 300, uid 1000"},
+		{"set-user-id", func(p *bpf.Process) { p.Euid = 0 }, "/usr/bin/cat, child of 300, uid 1000 as 0"},
+		{"in a container", func(p *bpf.Process) { p.NsPid = 7; copy(p.Cgroup[:], "/docker/"+dockerID) },
+			"/usr/bin/cat, child of 300, uid 1000, pid 7 in its namespace, in container " + dockerID},
+		{"memfd", func(p *bpf.Process) { copy(p.Exe[:], "/memfd:a\x1b[J\x00"); p.Known |= bpf.ProcessExeDeleted },
+			`/memfd:a\x1b[J (deleted), child of 300, uid 1000`},
+		{"path of which the begin is missing", func(p *bpf.Process) { p.Known |= bpf.ProcessExeCut },
+			".../usr/bin/cat, child of 300, uid 1000"},
+		{"nothing known", func(p *bpf.Process) { p.Known = 0 }, "not known"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			want := "cat[312/313]                     --- " + tc.want + " ---\n"
+			if got := string(new(Text).AppendProcess(nil, who(tc.change))); got != want {
+				t.Errorf("%q\nwant %q", got, want)
+			}
+		})
+	}
+}
+
+func TestJSONProcess(t *testing.T) {
+	f := &JSON{Offset: offset}
+	got := string(f.AppendProcess(nil, who(func(p *bpf.Process) { copy(p.Cgroup[:], "/docker/"+dockerID) })))
+	want := `{"type":"process","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,"vm":1,"who":9,` +
+		`"comm":"cat","pid":313,"tgid":312,"task":"0xffff888003a4c000","exe":"/usr/bin/cat","ppid":300,"ns_pid":313,` +
+		`"uid":1000,"gid":1001,"euid":1000,"egid":1001,"start_ns":12000000345,` +
+		`"cgroup":"/docker/` + dockerID + `","container":"` + dockerID + `","runtime":"docker"}` + "\n"
+	if got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+
+	// Events of the thread say it, those of another and of a time after do not.
+	has := func(ev *bpf.Event) bool {
+		return strings.Contains(string(f.AppendEvent(nil, ev)), `,"who":9,"exe":"/usr/bin/cat","ppid":300,"uid":1000,"table"`)
+	}
+	if !has(event(func(ev *bpf.Event) { ev.Who = 9 })) {
+		t.Error("an event does not say who made it")
+	}
+	if has(event(func(ev *bpf.Event) { ev.Who = 10 })) || has(event(func(ev *bpf.Event) { ev.Who, ev.Task = 9, 1 })) {
+		t.Error("an event says that another made it")
+	}
+	unknown := string(f.AppendProcess(nil, who(func(p *bpf.Process) { p.Known = bpf.ProcessExe | bpf.ProcessExeDeleted | bpf.ProcessExeCut })))
+	if !strings.HasSuffix(unknown, `"exe":"/usr/bin/cat","exe_deleted":true,"exe_cut":true}`+"\n") {
+		t.Errorf("of one that little is known of: %s", unknown)
+	}
+	var v map[string]any
+	odd := f.AppendProcess(nil, who(func(p *bpf.Process) { copy(p.Exe[:], "/a\"b\\c\n\xff\x00") }))
+	if err := json.Unmarshal(odd, &v); err != nil || v["exe"] != `/a"b\\c\x0a\xff` {
+		t.Errorf("%s is read as %q: %v", odd, v["exe"], err)
+	}
+}

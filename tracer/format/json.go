@@ -9,15 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/qmp/container"
 	"frail/tracer"
 	"frail/tracer/syscalls"
 )
 
 // JSON formats for programs, one object per line; the package's documentation lists the
-// fields. The zero value is ready. It is safe for concurrent use.
+// fields. The zero value is ready. It is not safe for concurrent use.
 type JSON struct {
 	// Offset is added to an event's time to get the time of day: see [WallOffset].
 	Offset time.Duration
+
+	processes tracer.Processes
 }
 
 var _ Formatter = (*JSON)(nil)
@@ -48,6 +51,12 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		dst = strconv.AppendInt(append(dst, `","pid":`...), int64(ev.Pid), 10)
 		dst = strconv.AppendInt(append(dst, `,"tgid":`...), int64(ev.Tgid), 10)
 		dst = appendHexField(dst, `,"task":"`, ev.Task)
+		if p := f.processes.Of(ev); p != nil {
+			dst = strconv.AppendUint(append(dst, `,"who":`...), ev.Who, 10)
+			dst = appendJSONExe(dst, p)
+			dst = appendJSONNumber(dst, "ppid", p, bpf.ProcessParent, int64(p.Ppid))
+			dst = appendJSONNumber(dst, "uid", p, bpf.ProcessCred, int64(p.Uid))
+		}
 	}
 
 	t := syscalls.Table(ev.Table())
@@ -76,6 +85,70 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	dst = appendHexField(dst, `,"sp":"`, ev.Sp)
 	dst = appendHexField(dst, `,"cr3":"`, ev.Cr3)
 	return append(dst, "}\n"...)
+}
+
+// AppendProcess appends a "process" record.
+func (f *JSON) AppendProcess(dst []byte, p *bpf.Process) []byte {
+	f.processes.Add(p)
+	dst = f.appendHead(dst, "process", p.Head.Time)
+	dst = strconv.AppendUint(append(dst, `,"vm":`...), uint64(p.Head.Vm), 10)
+	dst = strconv.AppendUint(append(dst, `,"who":`...), p.Head.Who, 10)
+	dst = append(dst, `,"comm":"`...)
+	dst = appendJSONName(dst, p.Head.CommBytes())
+	dst = strconv.AppendInt(append(dst, `","pid":`...), int64(p.Head.Pid), 10)
+	dst = strconv.AppendInt(append(dst, `,"tgid":`...), int64(p.Head.Tgid), 10)
+	dst = appendHexField(dst, `,"task":"`, p.Head.Task)
+	dst = appendJSONExe(dst, p)
+	if p.Known&bpf.ProcessExeDeleted != 0 {
+		dst = append(dst, `,"exe_deleted":true`...)
+	}
+	if p.Known&bpf.ProcessExeCut != 0 {
+		dst = append(dst, `,"exe_cut":true`...)
+	}
+	for _, n := range []struct {
+		field string
+		bit   uint32
+		value int64
+	}{
+		{"ppid", bpf.ProcessParent, int64(p.Ppid)},
+		{"ns_pid", bpf.ProcessNsPid, int64(p.NsPid)},
+		{"uid", bpf.ProcessCred, int64(p.Uid)},
+		{"gid", bpf.ProcessCred, int64(p.Gid)},
+		{"euid", bpf.ProcessCred, int64(p.Euid)},
+		{"egid", bpf.ProcessCred, int64(p.Egid)},
+		{"start_ns", bpf.ProcessStart, int64(p.Start)},
+	} {
+		dst = appendJSONNumber(dst, n.field, p, n.bit, n.value)
+	}
+	if p.Known&bpf.ProcessCgroup != 0 {
+		dst = appendJSONBytes(append(dst, `,"cgroup":"`...), p.CgroupBytes())
+		if p.Known&bpf.ProcessCgroupCut != 0 {
+			dst = append(dst, `","cgroup_cut":true`...)
+		} else {
+			dst = append(dst, '"')
+		}
+		if in := container.Of(string(p.CgroupBytes())); in.ID != "" {
+			dst = appendJSONBytes(append(dst, `,"container":"`...), []byte(in.ID))
+			dst = appendJSONBytes(append(dst, `","runtime":"`...), []byte(in.Runtime))
+			dst = append(dst, '"')
+		}
+	}
+	return append(dst, "}\n"...)
+}
+
+func appendJSONExe(dst []byte, p *bpf.Process) []byte {
+	if p.Known&bpf.ProcessExe == 0 {
+		return dst
+	}
+	return append(appendJSONBytes(append(dst, `,"exe":"`...), p.ExeBytes()), '"')
+}
+
+func appendJSONNumber(dst []byte, field string, p *bpf.Process, bit uint32, v int64) []byte {
+	if p.Known&bit == 0 {
+		return dst
+	}
+	dst = append(append(append(dst, `,"`...), field...), `":`...)
+	return strconv.AppendInt(dst, v, 10)
 }
 
 // appendJSONReturn appends what is known of a call's return.
@@ -130,12 +203,22 @@ func appendHexField(dst []byte, before string, v uint64) []byte {
 	return append(appendHex(append(dst, before...), v), '"')
 }
 
-// appendJSONName appends a name as the inside of a JSON string: appendName leaves only
-// backslashes and quotes to be escaped.
+// appendJSONName appends a thread's name as the inside of a JSON string.
 func appendJSONName(dst, name []byte) []byte {
 	// Every byte of a name becomes at most four, so this never allocates.
 	var room [4 * bpf.CommLen]byte
-	for _, b := range appendName(room[:0], name) {
+	return appendJSONEscaped(dst, appendName(room[:0], name))
+}
+
+// appendJSONBytes is appendJSONName for what is longer.
+func appendJSONBytes(dst, name []byte) []byte {
+	var room [4 * bpf.PathLen]byte
+	return appendJSONEscaped(dst, appendName(room[:0], name))
+}
+
+// appendJSONEscaped escapes what appendName leaves: backslashes and quotes.
+func appendJSONEscaped(dst, name []byte) []byte {
+	for _, b := range name {
 		if b == '\\' || b == '"' {
 			dst = append(dst, '\\')
 		}

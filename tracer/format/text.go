@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/qmp/container"
 	"frail/tracer"
 	"frail/tracer/syscalls"
 )
@@ -68,6 +69,49 @@ func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		dst = appendHex(dst, arg)
 	}
 	return append(dst, ")\n"...)
+}
+
+// AppendProcess appends one line.
+func (f *Text) AppendProcess(dst []byte, p *bpf.Process) []byte {
+	dst = appendWho(f.appendTime(dst, p.Head.Time), &p.Head)
+	dst = append(dst, "--- "...)
+	sep := ""
+	part := func(bit uint32, text string) bool {
+		if p.Known&bit == 0 {
+			return false
+		}
+		dst = append(append(dst, sep...), text...)
+		sep = ", "
+		return true
+	}
+	if part(bpf.ProcessExe, "") {
+		if p.Known&bpf.ProcessExeCut != 0 {
+			dst = append(dst, "..."...)
+		}
+		dst = appendName(dst, p.ExeBytes())
+		if p.Known&bpf.ProcessExeDeleted != 0 {
+			dst = append(dst, " (deleted)"...)
+		}
+	}
+	if part(bpf.ProcessParent, "child of ") {
+		dst = strconv.AppendInt(dst, int64(p.Ppid), 10)
+	}
+	if part(bpf.ProcessCred, "uid ") {
+		dst = strconv.AppendUint(dst, uint64(p.Uid), 10)
+		if p.Euid != p.Uid {
+			dst = strconv.AppendUint(append(dst, " as "...), uint64(p.Euid), 10)
+		}
+	}
+	if p.NsPid != p.Head.Pid && part(bpf.ProcessNsPid, "pid ") {
+		dst = append(strconv.AppendInt(dst, int64(p.NsPid), 10), " in its namespace"...)
+	}
+	if in := container.Of(string(p.CgroupBytes())); in.ID != "" && part(bpf.ProcessCgroup, "in container ") {
+		dst = appendName(dst, []byte(in.ID))
+	}
+	if sep == "" {
+		dst = append(dst, "not known"...)
+	}
+	return append(dst, " ---\n"...)
 }
 
 // AppendLost appends one line.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package layout
+// Package container knows containers by the control groups that their runtimes make.
+package container
 
 import (
 	"regexp"
@@ -19,9 +20,9 @@ type Container struct {
 	ID string
 }
 
-// containerPatterns are names of control groups by which the runtimes call theirs, with
+// patterns are names of control groups by which the runtimes call theirs, with
 // systemd and without. The last group is the id.
-var containerPatterns = []struct {
+var patterns = []struct {
 	runtime string
 	pattern *regexp.Regexp
 }{
@@ -35,16 +36,16 @@ var containerPatterns = []struct {
 }
 
 var (
-	containerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	unitEscape  = regexp.MustCompile(`\\x[0-9a-f]{2}`)
+	id64       = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	unitEscape = regexp.MustCompile(`\\x[0-9a-f]{2}`)
 )
 
-// containerOf returns the innermost container of a control group's path.
-func containerOf(path string) Container {
+// Of returns the innermost container of a control group's path.
+func Of(path string) Container {
 	names := strings.Split(path, "/")
 	for i := len(names) - 1; i > 0; i-- {
 		name, above := names[i], names[i-1]
-		for _, p := range containerPatterns {
+		for _, p := range patterns {
 			m := p.pattern.FindStringSubmatch(name)
 			if m == nil {
 				continue
@@ -56,11 +57,11 @@ func containerOf(path string) Container {
 			return Container{Runtime: p.runtime, ID: id}
 		}
 		switch {
-		case above == "docker" && containerID.MatchString(name):
+		case above == "docker" && id64.MatchString(name):
 			return Container{Runtime: "docker", ID: name}
 		case (above == "lxc" || above == "lxc.payload") && name != "":
 			return Container{Runtime: "lxc", ID: name}
-		case containerID.MatchString(name):
+		case id64.MatchString(name):
 			return Container{ID: name} // below kubepods, say
 		}
 	}
