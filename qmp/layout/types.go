@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 )
 
 const (
@@ -68,12 +69,23 @@ func (l *Layout) readTypes(ctx context.Context, sp *space) (*btfTypes, *btfBlob,
 	return types, &btfBlob{addr: start.Addr, size: uint64(len(raw)), digest: sha256.Sum256(raw)}, nil
 }
 
-// structNames are the structs and unions that layouts are made of.
-var structNames = []string{"task_struct", "pt_regs", "signal_struct", "thread_union", "pcpu_hot"}
+// layoutStructs are the structs and unions without which there is no layout.
+var layoutStructs = []string{"task_struct", "pt_regs", "signal_struct", "thread_union", "pcpu_hot"}
+
+// structNames are all that layouts are made of.
+var structNames = func() []string {
+	names := slices.Clone(layoutStructs)
+	for _, m := range optionalMembers {
+		if !slices.Contains(names, m.structure) {
+			names = append(names, m.structure)
+		}
+	}
+	return names
+}()
 
 func (l *Layout) takeOffsets(types *btfTypes) error {
 	const task, regs, signal, stack, hot = "task_struct", "pt_regs", "signal_struct", "thread_union", "pcpu_hot"
-	ids := types.find(structNames...)
+	ids := types.find(layoutStructs...)
 	for _, name := range []string{task, regs, signal} {
 		if _, ok := ids[name]; !ok {
 			return missing{"struct " + name}
