@@ -73,16 +73,11 @@ struct frail_task_key {
 	u64 start;
 	u64 cred;
 	u64 cgroups;
-	s32 pid;
-	s32 tgid;
 };
 
-/* The system call a guest task made last, and who it is. */
+/* The system call a guest task made last. */
 struct frail_call {
 	u64 task;
-	struct frail_task_key key;
-	u64 who;		/* serial number of the description; 0: none */
-	u32 epoch;		/* of the VM, when that was told */
 	u64 ip;
 	u64 sp;
 	gpa_t regs;		/* where its saved registers are; 0: not looked up */
@@ -91,6 +86,19 @@ struct frail_call {
 	u16 insn;
 	bool pending;		/* its return is still to be told */
 	u16 settle;		/* calls that shall leave by SYSRET all the same */
+};
+
+/* What was told of who a guest task is. */
+struct frail_told {
+	struct frail_task_key key;
+	u64 who;		/* serial number of the description; 0: none */
+	u32 epoch;		/* of the VM, then */
+};
+
+/* What is remembered of a guest task. */
+struct frail_task {
+	struct frail_call call;
+	struct frail_told told;
 };
 
 /* The longest piece of a layout's pt_regs that is read: from ax to ss. */
@@ -124,14 +132,14 @@ enum frail_fetched {
 	FRAIL_FETCH_NO_RAM,	/* mapped to something that is not memory */
 };
 
-/* Power of two; a VM has two calls in flight per bucket before one is forgotten. */
-#define FRAIL_CALL_BUCKETS 2048
-#define FRAIL_CALL_WAYS 2
+/* Power of two; a VM has two tasks per bucket before one is forgotten. */
+#define FRAIL_TASK_BUCKETS 2048
+#define FRAIL_TASK_WAYS 2
 
 struct frail_bucket {
 	spinlock_t lock;
 	u32 victim;
-	struct frail_call call[FRAIL_CALL_WAYS];
+	struct frail_task task[FRAIL_TASK_WAYS];
 };
 
 /* A vCPU of an armed VM; written by the vCPU's own thread except where noted. */
@@ -189,7 +197,7 @@ struct frail_vm {
 	atomic64_t descriptions;	/* serial number of the last one */
 	u32 epoch;			/* descriptions of older ones are to be told again */
 
-	struct frail_bucket *calls;
+	struct frail_bucket *tasks;
 	struct frail_vcpu vcpus[KVM_MAX_VCPUS];
 };
 
@@ -277,7 +285,7 @@ static __always_inline bool frail_read_word(struct frail_window *w, u64 va, u64 
 /* identity.c */
 void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		    struct frail_event *ev, struct frail_task_key *key);
-void frail_calls_forget(struct frail_vm *vm);
+void frail_tasks_forget(struct frail_vm *vm);
 bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      struct frail_event *ev, const struct frail_task_key *key);
 void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,

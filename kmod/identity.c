@@ -38,26 +38,20 @@ static bool read_ids(struct frail_window *w, u64 task, struct frail_event *ev)
 	return true;
 }
 
+static __always_inline bool read_part(struct frail_window *w, u64 task, u32 offset, u64 *part)
+{
+	return offset == FRAIL_NO_OFFSET || frail_read_word(w, task + offset, part);
+}
+
 static bool read_key(struct frail_window *w, u64 task, struct frail_task_key *key)
 {
 	const struct frail_layout *l = w->l;
-	const struct {
-		u32 offset;
-		u64 *word;
-	} parts[] = {
-		{ l->task_mm, &key->mm },
-		{ l->task_real_parent, &key->parent },
-		{ l->task_start, &key->start },
-		{ l->task_cred, &key->cred },
-		{ l->task_cgroups, &key->cgroups },
-	};
-	int i;
 
-	for (i = 0; i < ARRAY_SIZE(parts); i++)
-		if (parts[i].offset != FRAIL_NO_OFFSET &&
-		    !frail_read_word(w, task + parts[i].offset, parts[i].word))
-			return false;
-	return true;
+	return read_part(w, task, l->task_mm, &key->mm) &&
+	       read_part(w, task, l->task_real_parent, &key->parent) &&
+	       read_part(w, task, l->task_start, &key->start) &&
+	       read_part(w, task, l->task_cred, &key->cred) &&
+	       read_part(w, task, l->task_cgroups, &key->cgroups);
 }
 
 /**
@@ -91,37 +85,63 @@ void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		vm->vcpus[vcpu->vcpu_idx].identity_misses++;
 		return;
 	}
-	key->pid = ev->pid;
-	key->tgid = ev->tgid;
 	memcpy(ev->comm, comm, sizeof(comm));
 	ev->task = task;
 	ev->flags |= FRAIL_EVENT_IDENTITY;
 }
 
-static struct frail_bucket *call_bucket(struct frail_vm *vm, u64 task)
+static struct frail_bucket *task_bucket(struct frail_vm *vm, u64 task)
 {
-	return &vm->calls[hash_64(task, ilog2(FRAIL_CALL_BUCKETS))];
+	return &vm->tasks[hash_64(task, ilog2(FRAIL_TASK_BUCKETS))];
 }
 
-static struct frail_call *find_call(struct frail_bucket *b, u64 task)
+static struct frail_task *find_task(struct frail_bucket *b, u64 task)
 {
 	int i;
 
-	for (i = 0; i < FRAIL_CALL_WAYS; i++)
-		if (b->call[i].task == task)
-			return &b->call[i];
+	for (i = 0; i < FRAIL_TASK_WAYS; i++)
+		if (b->task[i].call.task == task)
+			return &b->task[i];
 	return NULL;
 }
 
 /* A place for a task that has none: a free one, or that of a task that is forgotten. */
-static struct frail_call *new_call(struct frail_bucket *b)
+static struct frail_task *new_task(struct frail_bucket *b)
 {
 	int i;
 
-	for (i = 0; i < FRAIL_CALL_WAYS; i++)
-		if (!b->call[i].pending)
-			return &b->call[i];
-	return &b->call[b->victim++ % FRAIL_CALL_WAYS];
+	for (i = 0; i < FRAIL_TASK_WAYS; i++)
+		if (!b->task[i].call.pending)
+			return &b->task[i];
+	return &b->task[b->victim++ % FRAIL_TASK_WAYS];
+}
+
+/*
+ * Whether it was told who a thread with this key is. A comparison of all parts at once:
+ * they are equal nearly always.
+ */
+static bool was_told(const struct frail_told *told, const struct frail_task_key *key, u32 epoch)
+{
+	return told->who && told->epoch == epoch &&
+	       !((told->key.mm ^ key->mm) | (told->key.parent ^ key->parent) |
+		 (told->key.start ^ key->start) | (told->key.cred ^ key->cred) |
+		 (told->key.cgroups ^ key->cgroups));
+}
+
+/*
+ * Tells who a thread is.
+ *
+ * Return: the serial number of the description; 0: nobody wants any, or it cannot be told.
+ */
+static u64 tell(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
+		const struct frail_event *ev, const struct frail_task_key *key)
+{
+	const struct frail_layout *l;
+
+	if (!trace_guest_process_enabled())
+		return 0;
+	l = layout_of(vm, vcpu, lstar);
+	return l ? frail_describe(vm, vcpu, l, ev, key) : 0;
 }
 
 static bool insn_is_64(u16 insn)
@@ -244,40 +264,20 @@ static bool report_deferred(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lsta
 }
 
 /**
- * frail_calls_forget() - the kernel whose threads made the remembered calls is gone
+ * frail_tasks_forget() - the kernel whose tasks are remembered is gone
  * @vm: its VM
  */
-void frail_calls_forget(struct frail_vm *vm)
+void frail_tasks_forget(struct frail_vm *vm)
 {
 	int i;
 
-	for (i = 0; i < FRAIL_CALL_BUCKETS; i++) {
-		struct frail_bucket *b = &vm->calls[i];
+	for (i = 0; i < FRAIL_TASK_BUCKETS; i++) {
+		struct frail_bucket *b = &vm->tasks[i];
 
 		spin_lock(&b->lock);
-		memset(b->call, 0, sizeof(b->call));
+		memset(b->task, 0, sizeof(b->task));
 		spin_unlock(&b->lock);
 	}
-}
-
-/*
- * Tells who a thread is, unless that was told already.
- *
- * Return: the serial number of its description; 0: nobody wants any.
- */
-static u64 who(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
-	       const struct frail_event *ev, const struct frail_task_key *key,
-	       const struct frail_call *known)
-{
-	const struct frail_layout *l;
-
-	if (!trace_guest_process_enabled())
-		return 0;
-	if (known->who && known->epoch == READ_ONCE(vm->epoch) &&
-	    !memcmp(&known->key, key, sizeof(*key)))
-		return known->who;
-	l = layout_of(vm, vcpu, lstar);
-	return l ? frail_describe(vm, vcpu, l, ev, key) : 0;
 }
 
 /**
@@ -296,32 +296,42 @@ static u64 who(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      struct frail_event *ev, const struct frail_task_key *key)
 {
-	struct frail_call before = { .settle = READ_ONCE(settle) }, *c;
+	struct frail_call before = { .settle = READ_ONCE(settle) };
 	u32 epoch = READ_ONCE(vm->epoch);
 	struct frail_bucket *b;
+	struct frail_task *t;
+	bool news;
 
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
 		return false;
-	b = call_bucket(vm, ev->task);
+	b = task_bucket(vm, ev->task);
 	spin_lock(&b->lock);
-	c = find_call(b, ev->task);
+	t = find_task(b, ev->task);
 	/* Another pid: a new thread in the place of one that died in its call. */
-	if (c && c->key.pid == ev->pid)
-		before = *c;
+	if (t && t->call.pid == ev->pid) {
+		before = t->call;
+		if (trace_guest_process_enabled() && was_told(&t->told, key, epoch))
+			ev->who = t->told.who;
+	}
 	spin_unlock(&b->lock);
 
 	/* Guest memory cannot be read under the lock; a thread makes one call at a time. */
-	ev->who = who(vm, vcpu, lstar, ev, key, &before);
+	news = !ev->who;
+	if (news)
+		ev->who = tell(vm, vcpu, lstar, ev, key);
 	if (before.pending && !report_deferred(vm, vcpu, lstar, &before, ev))
 		before.settle = READ_ONCE(settle);
 
 	spin_lock(&b->lock);
-	c = find_call(b, ev->task) ?: new_call(b);
-	*c = (struct frail_call){
+	t = find_task(b, ev->task);
+	if (unlikely(!t)) {
+		/* Forgotten meanwhile, or not known before. */
+		t = new_task(b);
+		t->told.who = 0;
+	}
+	t->call = (struct frail_call){
 		.task = ev->task,
-		.key = *key,
-		.who = ev->who,
-		.epoch = epoch,
+		.pid = ev->pid,
 		.insn = ev->insn,
 		.pending = !never_returns(ev),
 		.nr = ev->nr,
@@ -330,6 +340,10 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		.regs = before.regs,
 		.settle = before.settle ? before.settle - 1 : 0,
 	};
+	if (!ev->who)
+		t->told.who = 0;
+	else if (news)
+		t->told = (struct frail_told){ *key, ev->who, epoch };
 	spin_unlock(&b->lock);
 	return before.settle;
 }
@@ -349,36 +363,44 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		     struct frail_event *ev, const struct frail_task_key *key)
 {
-	struct frail_call known = { .settle = READ_ONCE(settle) }, *c;
 	u32 epoch = READ_ONCE(vm->epoch);
 	struct frail_bucket *b;
+	struct frail_task *t;
 
 	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
 		return;
-	b = call_bucket(vm, ev->task);
+	b = task_bucket(vm, ev->task);
 	spin_lock(&b->lock);
-	c = find_call(b, ev->task);
-	if (c && c->key.pid == ev->pid) {
-		if (c->pending &&
-		    (ev->insn == FRAIL_INSN_SYSRET64 ? c->insn == FRAIL_INSN_SYSCALL64 :
-		     c->insn == FRAIL_INSN_SYSCALL32 || c->insn == FRAIL_INSN_SYSENTER)) {
-			ev->nr = c->nr;
+	t = find_task(b, ev->task);
+	if (t && t->call.pid == ev->pid) {
+		if (t->call.pending &&
+		    (ev->insn == FRAIL_INSN_SYSRET64 ? t->call.insn == FRAIL_INSN_SYSCALL64 :
+		     t->call.insn == FRAIL_INSN_SYSCALL32 ||
+		     t->call.insn == FRAIL_INSN_SYSENTER)) {
+			ev->nr = t->call.nr;
 			ev->flags |= FRAIL_EVENT_NR;
-			c->pending = false;
+			t->call.pending = false;
 		}
-		known = *c;
+		if (trace_guest_process_enabled() && was_told(&t->told, key, epoch))
+			ev->who = t->told.who;
 	}
 	spin_unlock(&b->lock);
-
-	ev->who = who(vm, vcpu, lstar, ev, key, &known);
-	if (ev->who == known.who && (!ev->who || epoch == known.epoch))
+	if (ev->who)
 		return;
-	known.task = ev->task;
-	known.key = *key;
-	known.who = ev->who;
-	known.epoch = epoch;
+
+	ev->who = tell(vm, vcpu, lstar, ev, key);
+	if (!ev->who)
+		return;
 	spin_lock(&b->lock);
-	c = find_call(b, ev->task) ?: new_call(b);
-	*c = known;
+	t = find_task(b, ev->task);
+	if (!t || t->call.pid != ev->pid) {
+		t = t ?: new_task(b);
+		t->call = (struct frail_call){
+			.task = ev->task,
+			.pid = ev->pid,
+			.settle = READ_ONCE(settle),
+		};
+	}
+	t->told = (struct frail_told){ *key, ev->who, epoch };
 	spin_unlock(&b->lock);
 }

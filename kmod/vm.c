@@ -325,7 +325,7 @@ static void vm_free(struct frail_vm *vm)
 
 	kvmsym.kvm_put_kvm(vm->kvm);
 	kfree(rcu_dereference_protected(vm->layout, true));
-	kvfree(vm->calls);
+	kvfree(vm->tasks);
 	kvfree(vm);
 	/* The exit function waits for free_queue, so this code outlives the reference. */
 	module_put(THIS_MODULE);
@@ -385,7 +385,7 @@ void frail_vm_new_kernel(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar)
 	spin_unlock(&vm->status_lock);
 	if (!news)
 		return;
-	frail_calls_forget(vm);
+	frail_tasks_forget(vm);
 	wake_up_interruptible(&vm->status_wait);
 	if (kvmsym.intel)
 		kvm_for_each_vcpu(i, other, vm->kvm)
@@ -542,13 +542,13 @@ static struct frail_vm *vm_alloc(struct kvm *kvm)
 
 	if (!vm)
 		return NULL;
-	vm->calls = kvcalloc(FRAIL_CALL_BUCKETS, sizeof(*vm->calls), GFP_KERNEL_ACCOUNT);
-	if (!vm->calls) {
+	vm->tasks = kvcalloc(FRAIL_TASK_BUCKETS, sizeof(*vm->tasks), GFP_KERNEL_ACCOUNT);
+	if (!vm->tasks) {
 		kvfree(vm);
 		return NULL;
 	}
-	for (i = 0; i < FRAIL_CALL_BUCKETS; i++)
-		spin_lock_init(&vm->calls[i].lock);
+	for (i = 0; i < FRAIL_TASK_BUCKETS; i++)
+		spin_lock_init(&vm->tasks[i].lock);
 	for (i = 0; i < KVM_MAX_VCPUS; i++)
 		vm->vcpus[i].vm = vm;
 	vm->kvm = kvm;
@@ -707,7 +707,7 @@ struct file *frail_arm(struct frail_arm *arm)
 
 unlock:
 	mutex_unlock(&vms_lock);
-	kvfree(vm->calls);
+	kvfree(vm->tasks);
 	kvfree(vm);
 put_kvm:
 	kvmsym.kvm_put_kvm(kvm);

@@ -169,8 +169,8 @@ func measure(ctx context.Context, cfg direct.Config, module string) error {
 		exits uint32
 		goals []float64 // as consumers; 0: none
 	}{
-		{"entry", bpf.ExitsEntry, []float64{goalEntry, 0, goalFiltered, 0}},
-		{"both", bpf.ExitsBoth, []float64{goalBoth, 0, 0, 0}},
+		{"entry", bpf.ExitsEntry, []float64{goalEntry, 0, goalFiltered, goalFiltered, 0}},
+		{"both", bpf.ExitsBoth, []float64{goalBoth, 0, 0, 0, 0}},
 	} {
 		costs, err := traced(ctx, g, mode.exits)
 		if err != nil {
