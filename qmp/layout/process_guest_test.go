@@ -83,6 +83,7 @@ func TestReadGuest(t *testing.T) {
 		}
 		startProcesses(t, g)
 		t.Run("processes", func(t *testing.T) { compareProcesses(t, g, mem, l) })
+		t.Run("by the slow path", func(t *testing.T) { slowProcesses(t, g, l) })
 		t.Run("processes that come and go", func(t *testing.T) { busyProcesses(t, g, mem, l) })
 		t.Run("log", func(t *testing.T) { compareLog(t, g, mem, l) })
 		t.Run("hostile processes", func(t *testing.T) { hostileProcesses(t, mem, l) })
@@ -377,6 +378,28 @@ func compareProcesses(t *testing.T, g *qmptest.Guest, mem *qmp.Memory, l *Layout
 	if zombies == 0 || kernelThreads < 20 || own.Exe.Path != "/bin/busybox" && own.Exe.Path != "/usr/bin/busybox" {
 		t.Errorf("%d zombies, %d kernel threads, init is %+v", zombies, kernelThreads, own)
 	}
+}
+
+// slowProcesses reads through libvirt, where each read takes milliseconds.
+func slowProcesses(t *testing.T, g *qmptest.Guest, l *Layout) {
+	mem := openMemory(t, g, 0)
+	if mem.Path() != qmp.PathPeek {
+		t.Fatalf("memory is read by %s", mem.Path())
+	}
+	started := time.Now()
+	processes, err := l.Processes(t.Context(), mem)
+	if err != nil || len(processes) < 40 {
+		t.Fatalf("%d processes, %v", len(processes), err)
+	}
+	t.Logf("%d processes in %v", len(processes), time.Since(started))
+	for _, p := range processes {
+		if len(p.Unknown) > 0 {
+			t.Errorf("process %d: unknown %v", p.PID, p.Unknown)
+		}
+	}
+	started = time.Now()
+	records := readLog(t, mem, l)
+	t.Logf("%d messages in %v", len(records), time.Since(started))
 }
 
 // busyProcesses lists the processes of a guest that starts and ends them all the time.
