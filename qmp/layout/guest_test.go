@@ -553,7 +553,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 		"endless BTF":           {map[uint64][]byte{btfStart + 8: ones(16)}, "usable BTF: types"},
 		"overlong BTF header":   {map[uint64][]byte{btfStart + 4: ones(4)}, "usable BTF"},
 		"unknown BTF kinds":     {map[uint64][]byte{btfStart + 24: ones(64)}, "unknown kind"},
-		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "typedefs"},
+		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "usable BTF"},
 		"another first task":    {map[uint64][]byte{symbol("init_task") + uint64(l.TaskComm): []byte("init\x00")}, `init_task is "init"`},
 		"first task with a pid": {map[uint64][]byte{symbol("init_task") + uint64(l.TaskPID): ones(4)}, "pid -1"},
 		"another first stack":   {map[uint64][]byte{symbol("init_task") + uint64(l.TaskStack): word(1 << 20)}, "init_stack"},
