@@ -26,6 +26,8 @@ PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),
 	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
+# Of make fuzz: how long each target runs.
+FUZZTIME ?= 60s
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.
 CELLS ?=
 # Of make guests: which, as in "bookworm trixie/cloud", and how often each boots.
@@ -70,6 +72,11 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 
 unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
+
+fuzz: ## run every fuzz target for FUZZTIME, one after the other
+	@grep -r --include='*_test.go' --exclude-dir=build '^func Fuzz' . | \
+		sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | sort | while read -r package target; do \
+		$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; done
 
 test: lint unit ## every test of a change: make lab-matrix without arguments has more hosts
 	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"
@@ -141,9 +148,14 @@ lab-cost: small-files ## count the instructions of a traced system call (HOST=na
 guests: deps ## boot Debian's kernels, compare their symbols and threads with what is read from outside, write docs/guests.md (GUESTS="SUITE[/FLAVOUR] ..." BOOTS=n)
 	$(GO) test -tags $(TAGS) -timeout 4h -v ./lab/guests -run TestGuests -guests "$(GUESTS)" -boots $(BOOTS) -document $(CURDIR)/docs/guests.md
 
-bench: deps ## print what a traced call costs, and what the analysis of call sequences costs and detects
+bench: deps ## print what a traced call costs, what the analysis of call sequences costs and detects, and how fast layouts are found
 	@$(MAKE) --no-print-directory lab-cost
 	@sh tracer/bench.sh
+	@$(MAKE) --no-print-directory bench-layout
+
+bench-layout: deps ## print how long it takes to find a guest kernel's layout, and in how much memory
+	@for host in bookworm trixie sid; do $(GO) run ./lab/cmd/lab --host $$host guest $B/hosts/$$host/guest >/dev/null || exit 1; done
+	@$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) -run '^$$' -bench '^BenchmarkResolve$$' -benchtime 1x ./qmp/layout
 
 demo: lab-files ## boot the lab's host and show a guest's system calls live
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/demo.sh
@@ -152,5 +164,5 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	rm -rf $B
 	$(MAKE) -C kmod clean
 
-.PHONY: all help deps build kmod generate lint unit test install clean \
-	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost guests bench demo
+.PHONY: all help deps build kmod generate lint unit fuzz test install clean \
+	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo

@@ -18,6 +18,7 @@ import (
 
 	"frail/api"
 	"frail/hooks"
+	"frail/qmp/layout"
 	"frail/tracer"
 	"frail/tracer/ph"
 	"frail/tracer/profile"
@@ -57,6 +58,7 @@ type config struct {
 	} `toml:"trace"`
 	Guest struct {
 		ResolveTimeout duration `toml:"resolve_timeout"`
+		LayoutDir      string   `toml:"layout_dir"`
 	} `toml:"guest"`
 	Sequence struct {
 		Learn        bool         `toml:"learn"`
@@ -114,6 +116,7 @@ func defaultConfig() *config {
 	c.Trace.RingBytes = 8 << 20
 	c.Trace.MaxSessions = 32
 	c.Guest.ResolveTimeout = duration(5 * time.Minute)
+	c.Guest.LayoutDir = layout.DefaultStoreDir
 	settings, limits := ph.DefaultSettings(), ph.DefaultLimits()
 	c.Sequence.Learn = settings.Learn
 	c.Sequence.Tolerize = settings.TolerizeLimit
@@ -198,6 +201,7 @@ func (c *config) validate() error {
 		"libvirt.status_dir": c.Libvirt.StatusDir,
 		"api.socket":         c.API.Socket,
 		"hook.socket":        c.Hook.Socket,
+		"guest.layout_dir":   c.Guest.LayoutDir,
 		"sequence.state_dir": c.Sequence.StateDir,
 	} {
 		if !filepath.IsAbs(path) {

@@ -26,6 +26,7 @@ type host struct {
 	log *slog.Logger
 
 	sequences *sequences
+	layouts   layout.Resolver
 }
 
 // arm puts the VM of a running domain under trace.
@@ -67,7 +68,7 @@ const (
 func (h *host) resolve(ctx context.Context, st hooks.State, vm bpf.Status) (*layout.Layout, error) {
 	var l *layout.Layout
 	err := h.withMemory(ctx, st, func(mem *qmp.Memory) (err error) {
-		l, err = layout.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: vm.Lstar, CR3: vm.Cr3})
+		l, err = h.layouts.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: vm.Lstar, CR3: vm.Cr3})
 		return err
 	})
 	return l, err

@@ -53,6 +53,9 @@ func TestHostResolve(t *testing.T) {
 	if want := strings.TrimSpace(g.Run(t, "uname -r")); l.Release != want {
 		t.Errorf("the kernel is %q, its guest says %q", l.Release, want)
 	}
+	if again, err := h.resolve(ctx, st, bpf.Status{}); err != nil || !again.Rebased {
+		t.Errorf("the kernel is not known the second time: %+v, %v", again, err)
+	}
 	m := device.Layout(l)
 	if entry, ok := l.Symbol("entry_SYSCALL_64"); !ok || m.Lstar != entry.Addr {
 		t.Errorf("the module gets lstar %#x, the kernel has %+v", m.Lstar, entry)

@@ -18,6 +18,7 @@ import (
 
 	"frail/api"
 	"frail/hooks"
+	"frail/qmp/layout"
 )
 
 // stopTimeout bounds how long clients may take to accept the end of their traces.
@@ -78,7 +79,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	seq := newSequences(cfg, log)
-	m := newManager(&host{cfg: cfg, log: log, sequences: seq})
+	m := newManager(&host{
+		cfg: cfg, log: log, sequences: seq,
+		layouts: layout.Resolver{Store: &layout.Store{Dir: cfg.Guest.LayoutDir}},
+	})
 	watched := make(chan error, 1)
 	go func() {
 		defer cancel()

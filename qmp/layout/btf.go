@@ -60,7 +60,7 @@ const (
 
 // kindExtra is what follows a type: a fixed number of bytes, or bytes for each
 // of its vlen elements.
-var kindExtra = map[uint32]struct{ fixed, each int }{
+var kindExtra = [kindEnum64 + 1]struct{ fixed, each int }{
 	kindInt: {fixed: 4}, kindPtr: {}, kindArray: {fixed: 12}, kindStruct: {each: btfMemberSize},
 	kindUnion: {each: btfMemberSize}, kindEnum: {each: 8}, kindFwd: {}, kindTypedef: {}, kindVolatile: {},
 	kindConst: {}, kindRestrict: {}, kindFunc: {}, kindFuncProto: {each: 8}, kindVar: {fixed: 4},
@@ -72,6 +72,10 @@ type btfTypes struct {
 	types   []byte
 	strings []byte
 	offsets []uint32 // of each type in types; type 0, void, has none
+
+	// touched are the types that were looked at. Nil: nobody wants to know, and
+	// the types are safe for concurrent use.
+	touched map[uint32]struct{}
 }
 
 type typeHead struct {
@@ -108,10 +112,12 @@ func parseBTF(raw []byte) (*btfTypes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("strings: %w", err)
 	}
-	if n := len(stringTable); n == 0 || stringTable[n-1] != 0 {
-		return nil, errors.New("strings: not terminated")
+	// The first one is empty: the name of what has none.
+	if n := len(stringTable); n == 0 || stringTable[0] != 0 || stringTable[n-1] != 0 {
+		return nil, errors.New("strings: no empty one first, or the last one has no end")
 	}
-	b := &btfTypes{types: types, strings: stringTable, offsets: []uint32{0}}
+	const typical = 28 // bytes of a type
+	b := &btfTypes{types: types, strings: stringTable, offsets: make([]uint32, 1, min(len(types)/typical, maxTypes)+1), touched: make(map[uint32]struct{})}
 	for at := 0; at < len(types); {
 		if len(b.offsets) >= maxTypes {
 			return nil, fmt.Errorf("more than %d types", maxTypes)
@@ -120,10 +126,11 @@ func parseBTF(raw []byte) (*btfTypes, error) {
 			return nil, fmt.Errorf("type %d is cut short", len(b.offsets))
 		}
 		info := le.Uint32(types[at+4:])
-		extra, ok := kindExtra[btfKind(info)]
-		if !ok {
-			return nil, fmt.Errorf("type %d has the unknown kind %d", len(b.offsets), btfKind(info))
+		kind := btfKind(info)
+		if kind == 0 || int(kind) >= len(kindExtra) {
+			return nil, fmt.Errorf("type %d has the unknown kind %d", len(b.offsets), kind)
 		}
+		extra := kindExtra[kind]
 		size := btfTypeSize + extra.fixed + extra.each*btfVlen(info)
 		if len(types)-at < size {
 			return nil, fmt.Errorf("type %d is cut short", len(b.offsets))
@@ -142,6 +149,7 @@ func (b *btfTypes) head(id uint32) (typeHead, error) {
 	if id == 0 || uint64(id) >= uint64(len(b.offsets)) {
 		return typeHead{}, fmt.Errorf("no type %d", id)
 	}
+	b.touch(id)
 	t := b.types[b.offsets[id]:]
 	info := binary.LittleEndian.Uint32(t[4:])
 	const bitfieldFlag = 1 << 31
@@ -153,6 +161,12 @@ func (b *btfTypes) head(id uint32) (typeHead, error) {
 		bitfields: info&bitfieldFlag != 0,
 		body:      t[btfTypeSize:],
 	}, nil
+}
+
+func (b *btfTypes) touch(id uint32) {
+	if b.touched != nil {
+		b.touched[id] = struct{}{}
+	}
 }
 
 // hasName reports whether the string at offset at is name.
@@ -176,6 +190,7 @@ func (b *btfTypes) find(names ...string) map[string]uint32 {
 		for _, want := range names {
 			if _, dup := found[want]; !dup && b.hasName(name, want) {
 				found[want] = id
+				b.touch(id)
 			}
 		}
 	}

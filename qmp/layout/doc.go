@@ -5,6 +5,9 @@
 //
 // The kernel describes itself in three places: the VMCOREINFO note says where
 // its image and symbol tables lie, kallsyms names its symbols, and BTF holds its
-// types. The guest controls all of them, so every length and count is bounded,
-// and a layout is accepted only after cross-checks that a wrong one fails.
+// types. Without the first, the page tables of a CPU lead to the image, and the
+// tables in it are found by what they look like; what a kernel was built without
+// can be imported into a [Store]. The guest controls all of them, so every length
+// and count is bounded, and a layout is accepted only after cross-checks that a
+// wrong one fails.
 package layout

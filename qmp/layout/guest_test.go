@@ -31,7 +31,7 @@ func TestMain(m *testing.M) { libvirttest.Main(m) }
 // rejectLimit bounds how long a corrupt guest may keep Resolve busy.
 const rejectLimit = 20 * time.Second
 
-func openMemory(t *testing.T, g *qmptest.Guest, pid int) *qmp.Memory {
+func openMemory(t testing.TB, g *qmptest.Guest, pid int) *qmp.Memory {
 	t.Helper()
 	mem, err := qmp.OpenMemory(t.Context(), qmp.MemoryOptions{Monitor: qmp.NewLibvirt(g.Dom), PID: pid, Domain: qmp.LibvirtMemory{Domain: g.Dom}})
 	if err != nil {
@@ -51,7 +51,7 @@ type registers struct {
 	cpl               int
 }
 
-func readRegisters(t *testing.T, g *qmptest.Guest) []registers {
+func readRegisters(t testing.TB, g *qmptest.Guest) []registers {
 	t.Helper()
 	out, err := qmp.NewLibvirt(g.Dom).Run([]byte(`{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}`))
 	if err != nil {
@@ -87,7 +87,7 @@ func readRegisters(t *testing.T, g *qmptest.Guest) []registers {
 const ownSymbols = `grep -v '\[' /proc/kallsyms`
 
 // symbolAddr asks the guest for the address of a symbol.
-func symbolAddr(t *testing.T, g *qmptest.Guest, name string) uint64 {
+func symbolAddr(t testing.TB, g *qmptest.Guest, name string) uint64 {
 	t.Helper()
 	line := g.Run(t, "grep -w -m 1 "+name+" /proc/kallsyms")
 	addr, rest, _ := strings.Cut(line, " ")
@@ -196,6 +196,7 @@ func testResolve(t *testing.T, cfg qmptest.Config) {
 func plain(l *Layout) Layout {
 	c := *l
 	c.Timing, c.symbols = Timing{}, nil
+	c.Source, c.SymbolSource, c.TypeSource, c.Rebased, c.Anchored = "", "", "", false, false
 	return c
 }
 
@@ -436,7 +437,10 @@ func TestResolveFollowsGuest(t *testing.T) {
 	}
 	g.Resume(t)
 	const boots = 5 // chance may repeat an address, hardly four times
-	var last uint64
+	var (
+		last  uint64
+		known Resolver
+	)
 	for boot := 1; ; boot++ {
 		lstar := symbolAddr(t, g, "entry_SYSCALL_64")
 		l, err := Resolve(t.Context(), mem, mem.Ranges(), Hint{LSTAR: lstar})
@@ -445,6 +449,14 @@ func TestResolveFollowsGuest(t *testing.T) {
 		}
 		if l.LSTAR != lstar {
 			t.Errorf("boot %d: LSTAR %#x, want %#x", boot, l.LSTAR, lstar)
+		}
+		// From the second boot on it needs only new addresses.
+		again, err := known.Resolve(t.Context(), mem, mem.Ranges(), Hint{LSTAR: lstar})
+		if err != nil || again.Rebased != (boot > 1) || plain(again) != plain(l) {
+			t.Errorf("boot %d: %+v, %v; want what is new to us: %+v", boot, again, err, l)
+		} else if boot > 1 {
+			t.Logf("boot %d: known kernel resolved in %v: %+v", boot, again.Timing.Total(), again.Timing)
+			compareSymbols(t, g, again)
 		}
 		if last != 0 && last != lstar {
 			break
@@ -489,7 +501,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	var n *note
-	for found, err := range scanNotes(t.Context(), mem, mem.Ranges()) {
+	for found, err := range scanNotes(t.Context(), mem, mem.Ranges(), new(tableHits)) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -537,11 +549,11 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 		"long names":            {map[uint64][]byte{physical(n.kallsyms.names): ones(4096)}, "name 0"},
 		"empty names":           {map[uint64][]byte{physical(n.kallsyms.names): zeros(4096)}, "name 0 is empty"},
 		"offsets of nothing":    {map[uint64][]byte{physical(n.kallsyms.offsets): bytes.Repeat([]byte{0x11}, 4*l.NumSymbols())}, "no known encoding"},
-		"no BTF":                {map[uint64][]byte{btfStart: zeros(24)}, "read BTF: magic"},
-		"endless BTF":           {map[uint64][]byte{btfStart + 8: ones(16)}, "read BTF: types"},
-		"overlong BTF header":   {map[uint64][]byte{btfStart + 4: ones(4)}, "read BTF"},
+		"no BTF":                {map[uint64][]byte{btfStart: zeros(24)}, "usable BTF: magic"},
+		"endless BTF":           {map[uint64][]byte{btfStart + 8: ones(16)}, "usable BTF: types"},
+		"overlong BTF header":   {map[uint64][]byte{btfStart + 4: ones(4)}, "usable BTF"},
 		"unknown BTF kinds":     {map[uint64][]byte{btfStart + 24: ones(64)}, "unknown kind"},
-		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "read BTF"},
+		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "usable BTF"},
 		"another first task":    {map[uint64][]byte{symbol("init_task") + uint64(l.TaskComm): []byte("init\x00")}, `init_task is "init"`},
 		"first task with a pid": {map[uint64][]byte{symbol("init_task") + uint64(l.TaskPID): ones(4)}, "pid -1"},
 		"another first stack":   {map[uint64][]byte{symbol("init_task") + uint64(l.TaskStack): word(1 << 20)}, "init_stack"},
@@ -565,10 +577,16 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 
 	t.Run("note is overwritten", func(t *testing.T) {
 		for at, patch := range map[uint64][]byte{0: zeros(4), 4: ones(4), 12: []byte("vmcoreinfo")} {
-			_, err := Resolve(t.Context(), patched{mem, map[uint64][]byte{n.addr + at: patch}}, mem.Ranges(), Hint{})
-			if !errors.Is(err, ErrNotReady) {
-				t.Errorf("byte %d: error %v; want ErrNotReady", at, err)
+			got, err := Resolve(t.Context(), patched{mem, map[uint64][]byte{n.addr + at: patch}}, mem.Ranges(), Hint{})
+			if err != nil || got.Source != SourceScan || plain(got) != plain(l) {
+				t.Errorf("byte %d: %+v, %v; want the same layout by a search", at, got, err)
 			}
+		}
+	})
+	t.Run("note and symbols are overwritten", func(t *testing.T) {
+		patches := map[uint64][]byte{n.addr: zeros(4), physical(n.kallsyms.tokenIndex): ones(512)}
+		if _, err := Resolve(t.Context(), patched{mem, patches}, mem.Ranges(), Hint{}); !errors.Is(err, ErrNotReady) {
+			t.Errorf("error %v; want ErrNotReady", err)
 		}
 	})
 	t.Run("many notes before the real one", func(t *testing.T) {

@@ -3,14 +3,9 @@
 package layout
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"io"
 	"iter"
 	"time"
-
-	"frail/qmp"
 )
 
 var (
@@ -21,17 +16,6 @@ var (
 	// ErrRejected is returned when a kernel was found but what it says of
 	// itself is unusable or contradicts the facts.
 	ErrRejected = errors.New("layout rejected")
-)
-
-const (
-	// resolveTimeout bounds Resolve where ctx does not: the slowest path to
-	// memory reads 100 MB/s.
-	resolveTimeout = 2 * time.Minute
-
-	// maxCandidates bounds how many kernels of one guest are examined. A
-	// guest leaves one stale note behind with each warm reset; a note costs a
-	// hostile guest one page.
-	maxCandidates = 16
 )
 
 // Hint is what the host knows of the guest's kernel from its registers. Each
@@ -54,6 +38,16 @@ type Layout struct {
 
 	// BuildID is the kernel's build id in hexadecimal, or empty.
 	BuildID string
+
+	// Source is how the kernel was found.
+	Source Source
+
+	// SymbolSource is where its symbols come from, TypeSource its types.
+	SymbolSource, TypeSource Origin
+
+	// Rebased reports that the kernel was known from an earlier Resolve of the
+	// same Resolver, and only its addresses are new.
+	Rebased bool
 
 	// LSTAR is the address of entry_SYSCALL_64: the boot this layout is of.
 	LSTAR uint64
@@ -107,13 +101,41 @@ type Layout struct {
 	symbols *symbols
 }
 
-// Timing is the time spent in the steps of Resolve.
+// Source is a way to find a guest's kernel.
+type Source string
+
+const (
+	// SourceCPU is the page tables of a CPU at a system call, Hint.CR3: nothing
+	// has to be searched for.
+	SourceCPU Source = "CPU's page tables"
+	// SourceNote is the VMCOREINFO note.
+	SourceNote Source = "VMCOREINFO"
+	// SourceScan is the symbol tables, found by a search of all memory.
+	SourceScan Source = "memory scan"
+)
+
+// Origin is where symbols or types come from.
+type Origin string
+
+const (
+	// OriginNote is the guest's memory at the place that VMCOREINFO names.
+	OriginNote Origin = "VMCOREINFO"
+	// OriginImage is the guest's memory, where a search found them.
+	OriginImage Origin = "kernel image"
+	// OriginBTF is the BTF in the guest's memory.
+	OriginBTF Origin = "BTF"
+	// OriginImport is a file that the operator gave.
+	OriginImport Origin = "import"
+)
+
+// Timing is the time spent in the steps of Resolve: to find the kernel, and to
+// read and check it.
 type Timing struct {
-	Note, Symbols, Types, Checks time.Duration
+	Find, Symbols, Types, Checks time.Duration
 }
 
 // Total returns the sum of the steps.
-func (t Timing) Total() time.Duration { return t.Note + t.Symbols + t.Types + t.Checks }
+func (t Timing) Total() time.Duration { return t.Find + t.Symbols + t.Types + t.Checks }
 
 // Symbol is one of the kernel's symbols.
 type Symbol struct {
@@ -133,111 +155,3 @@ func (l *Layout) Symbols() iter.Seq[Symbol] { return l.symbols.all() }
 
 // NumSymbols returns how many symbols there are.
 func (l *Layout) NumSymbols() int { return l.symbols.len() }
-
-// Resolve finds the layout of the kernel that runs in the guest. mem is the
-// guest's physical memory and ranges its RAM, ascending.
-//
-// It fails with ErrNotReady when no kernel is there yet and with ErrRejected
-// when none that is there is acceptable; the error then says why.
-func Resolve(ctx context.Context, mem io.ReaderAt, ranges []qmp.Range, hint Hint) (*Layout, error) {
-	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-
-	var (
-		rejected   []error
-		unanchored *Layout
-		candidates int
-		started    = time.Now()
-	)
-	for n, err := range scanNotes(ctx, mem, ranges) {
-		if err != nil {
-			return nil, fmt.Errorf("search VMCOREINFO: %w", err)
-		}
-		if candidates++; candidates > maxCandidates {
-			rejected = append(rejected, fmt.Errorf("gave up after %d VMCOREINFO notes", maxCandidates))
-			break
-		}
-		l := &Layout{Timing: Timing{Note: time.Since(started)}}
-		err := l.resolve(ctx, mem, n, hint)
-		if ctxErr := ctx.Err(); ctxErr != nil {
-			return nil, fmt.Errorf("resolve layout: %w", ctxErr)
-		}
-		switch {
-		case err != nil:
-			rejected = append(rejected, fmt.Errorf("kernel %q described at %#x: %w", n.release, n.addr, err))
-		case hint.CR3 != 0 && !l.Anchored:
-			// Perhaps the process whose CR3 it was has ended. Prefer another.
-			if unanchored == nil {
-				unanchored = l
-			}
-		default:
-			return l, nil
-		}
-		started = time.Now()
-	}
-	switch {
-	case unanchored != nil:
-		return unanchored, nil
-	case len(rejected) > 0:
-		return nil, fmt.Errorf("%w: %w", ErrRejected, errors.Join(rejected...))
-	default:
-		return nil, ErrNotReady
-	}
-}
-
-// resolve fills the layout from a note, or says what is wrong with it.
-func (l *Layout) resolve(ctx context.Context, mem io.ReaderAt, n *note, hint Hint) error {
-	l.Release = n.release
-	l.BuildID = n.buildID
-	l.KASLR = n.kernelOffset
-	l.PhysBase = n.physBase
-	l.Levels = n.levels
-
-	root, err := imagePhysical(n.initTopPgt, n.physBase)
-	if err != nil {
-		return fmt.Errorf("locate init_top_pgt: %w", err)
-	}
-	l.PageTable = root
-	space := newSpace(mem, root, n.levels)
-	if err := l.anchor(mem, space, n, hint); err != nil {
-		return err
-	}
-
-	step := time.Now()
-	lap := func(d *time.Duration) {
-		*d = time.Since(step)
-		step = time.Now()
-	}
-	if l.symbols, err = readSymbols(ctx, space, n); err != nil {
-		return fmt.Errorf("read kallsyms: %w", err)
-	}
-	lap(&l.Timing.Symbols)
-	if err := l.readTypes(ctx, space); err != nil {
-		return fmt.Errorf("read BTF: %w", err)
-	}
-	lap(&l.Timing.Types)
-	if err := l.readVariables(space); err != nil {
-		return err
-	}
-	if err := l.check(space, hint); err != nil {
-		return err
-	}
-	lap(&l.Timing.Checks)
-	return nil
-}
-
-// anchor checks that the kernel's page tables map its image where the note
-// says, and whether the running process's page tables agree.
-func (l *Layout) anchor(mem io.ReaderAt, kernel *space, n *note, hint Hint) error {
-	if err := kernel.checkImage(n.stext, n.physBase); err != nil {
-		return fmt.Errorf("page table at %#x: %w", l.PageTable, err)
-	}
-	if hint.LSTAR == 0 || hint.CR3 == 0 {
-		return nil
-	}
-	// Under page table isolation CR3 names the user's half, which maps the
-	// entry code as the kernel's half does.
-	user := newSpace(mem, hint.CR3&pageMask, n.levels)
-	l.Anchored = user.checkImage(hint.LSTAR, n.physBase) == nil
-	return nil
-}

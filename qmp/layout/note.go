@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,13 +59,8 @@ type note struct {
 	stext        uint64
 	initTopPgt   uint64
 
+	// kallsyms is zero before Linux 6.0, whose notes do not say.
 	kallsyms kallsymsTables
-}
-
-// kallsymsTables are the addresses of the kernel's symbol tables.
-type kallsymsTables struct {
-	names, numSyms, tokenTable, tokenIndex, offsets uint64
-	relativeBase                                    uint64 // 0: there is none
 }
 
 // residency is memory that knows which of its pages the host holds. Pages that
@@ -80,9 +76,12 @@ type residency interface {
 // The kernel allocates the note early, from an end of its memory: near the start
 // of RAM in a guest without memory above 4 GiB, some 100 MiB below its top in
 // the others. So the search goes from both ends of each range inwards.
-func scanNotes(ctx context.Context, mem io.ReaderAt, ranges []qmp.Range) iter.Seq2[*note, error] {
+//
+// Into tables go the addresses of what may be kallsyms' token tables, for a kernel
+// that has no note.
+func scanNotes(ctx context.Context, mem io.ReaderAt, ranges []qmp.Range, tables *tableHits) iter.Seq2[*note, error] {
 	return func(yield func(*note, error) bool) {
-		s := &scanner{mem: mem, buf: make([]byte, scanChunk)}
+		s := &scanner{mem: mem, buf: make([]byte, scanChunk), tables: tables}
 		s.residency, _ = mem.(residency)
 		var spans []qmp.Range
 		for _, r := range ranges {
@@ -125,6 +124,48 @@ type scanner struct {
 	residency residency // nil: not known
 	buf       []byte
 	pages     [scanChunk / pageSize]bool
+	tables    *tableHits
+}
+
+// tableHits are physical addresses of digitTokens, the first ones found.
+type tableHits struct {
+	addrs []uint64
+	// edges are the ends of what was searched so far, by the address where it
+	// ends or begins: the tokens may lie on both sides.
+	edges map[uint64]*[2][]byte
+}
+
+// search looks for the tokens in memory that begins at the address start.
+func (h *tableHits) search(start uint64, b []byte) {
+	h.find(start, b)
+	if h.edges == nil {
+		h.edges = make(map[uint64]*[2][]byte)
+	}
+	n := len(digitTokens) - 1
+	for side, edge := range [2][]byte{b[len(b)-n:], b[:n]} {
+		at := start
+		if side == 0 {
+			at += uint64(len(b))
+		}
+		e := h.edges[at]
+		if e == nil {
+			e = new([2][]byte)
+			h.edges[at] = e
+		}
+		if e[side] = bytes.Clone(edge); e[0] != nil && e[1] != nil {
+			h.find(at-uint64(n), slices.Concat(e[0], e[1]))
+			delete(h.edges, at)
+		}
+	}
+}
+
+func (h *tableHits) find(start uint64, b []byte) {
+	findDigits(b, func(at int) bool {
+		if len(h.addrs) < maxTableHits {
+			h.addrs = append(h.addrs, start+uint64(at))
+		}
+		return len(h.addrs) < maxTableHits
+	})
 }
 
 // scan yields the notes in a chunk of whole pages and reports whether to go on.
@@ -154,6 +195,7 @@ func (s *scanner) scan(c qmp.Range, yield func(*note, error) bool) bool {
 			yield(nil, err)
 			return false
 		}
+		s.tables.search(start, run)
 		for at := 0; at < len(run); at += pageSize {
 			if !isNote(run[at:]) {
 				continue
@@ -235,14 +277,19 @@ func parseNote(body []byte) (*note, error) {
 		physBase:     number("NUMBER(phys_base)", 10),
 		stext:        symbol("_stext"),
 		levels:       4,
-		kallsyms: kallsymsTables{
+	}
+	if _, ok := values["SYMBOL(kallsyms_names)"]; ok {
+		n.kallsyms = kallsymsTables{
 			names:        symbol("kallsyms_names"),
 			numSyms:      symbol("kallsyms_num_syms"),
 			tokenTable:   symbol("kallsyms_token_table"),
 			tokenIndex:   symbol("kallsyms_token_index"),
-			offsets:      symbol("kallsyms_offsets"),
+			addresses:    optional("SYMBOL(kallsyms_addresses)", 16),
 			relativeBase: optional("SYMBOL(kallsyms_relative_base)", 16),
-		},
+		}
+		if n.kallsyms.addresses == 0 {
+			n.kallsyms.offsets = symbol("kallsyms_offsets")
+		}
 	}
 	if n.initTopPgt = optional("SYMBOL(init_top_pgt)", 16); n.initTopPgt == 0 {
 		n.initTopPgt = symbol("swapper_pg_dir")

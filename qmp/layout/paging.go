@@ -21,8 +21,10 @@ const (
 	// pageMask selects the physical address in CR3 and page table entries.
 	pageMask = 0x000ffffffffff000
 
-	pagePresent = 1 << 0
-	pageLarge   = 1 << 7
+	pagePresent  = 1 << 0
+	pageWritable = 1 << 1
+	pageLarge    = 1 << 7
+	pageNoExec   = 1 << 63
 
 	entriesPerTable = 512
 
@@ -77,36 +79,63 @@ func (s *space) table(pa uint64) (*[entriesPerTable]uint64, error) {
 	return t, nil
 }
 
-// translate returns the physical address of va and how many bytes from there on
-// are mapped in one piece.
-func (s *space) translate(va uint64) (pa, size uint64, err error) {
+// mapping is what the page tables say of an address.
+type mapping struct {
+	// size is how many bytes from the address on have the same entry, mapped or
+	// not.
+	size    uint64
+	present bool
+
+	// Of what is present:
+	pa                   uint64
+	writable, executable bool
+}
+
+// walk returns the mapping of va. It fails only if a page table cannot be read.
+func (s *space) walk(va uint64) (mapping, error) {
 	const (
 		pageShift  = 12
 		tableShift = 9
 		lastLarge  = 3 // 1 GiB pages are mapped by the third level
 	)
+	m := mapping{writable: true, executable: true}
 	table := s.root
-	for level := s.levels; level >= 1; level-- {
+	for level := s.levels; ; level-- {
 		t, err := s.table(table)
 		if err != nil {
-			return 0, 0, fmt.Errorf("translate %#x: %w", va, err)
+			return mapping{}, fmt.Errorf("translate %#x: %w", va, err)
 		}
 		shift := pageShift + tableShift*(level-1)
 		entry := t[va>>shift%entriesPerTable]
-		if entry&pagePresent == 0 {
-			return 0, 0, fmt.Errorf("translate %#x: %w", va, errNotMapped)
+		size := uint64(1) << shift
+		offset := va & (size - 1)
+		m.size = size - offset
+		m.writable = m.writable && entry&pageWritable != 0
+		m.executable = m.executable && entry&pageNoExec == 0
+		leaf := level == 1 || entry&pageLarge != 0
+		if entry&pagePresent == 0 || leaf && level > lastLarge {
+			return mapping{size: m.size}, nil
 		}
-		if level == 1 || entry&pageLarge != 0 {
-			if level > lastLarge {
-				return 0, 0, fmt.Errorf("translate %#x: %w", va, errNotMapped)
-			}
-			size := uint64(1) << shift
-			offset := va & (size - 1)
-			return entry&pageMask&^(size-1) | offset, size - offset, nil
+		if leaf {
+			m.present = true
+			m.pa = entry&pageMask&^(size-1) | offset
+			return m, nil
 		}
 		table = entry & pageMask
 	}
-	return 0, 0, fmt.Errorf("translate %#x: %w", va, errNotMapped)
+}
+
+// translate returns the physical address of va and how many bytes from there on
+// are mapped in one piece.
+func (s *space) translate(va uint64) (pa, size uint64, err error) {
+	m, err := s.walk(va)
+	if err != nil {
+		return 0, 0, err
+	}
+	if !m.present {
+		return 0, 0, fmt.Errorf("translate %#x: %w", va, errNotMapped)
+	}
+	return m.pa, m.size, nil
 }
 
 // read fills p from the virtual address va.

@@ -52,10 +52,10 @@ func newImage(content []byte) (*space, []byte) {
 var testTables = kallsymsTables{
 	numSyms:      imageStart,
 	relativeBase: imageStart + 8,
-	tokenIndex:   imageStart + 0x100,
-	tokenTable:   imageStart + 0x300,
-	offsets:      imageStart + 0x1000,
-	names:        imageStart + 0x2000,
+	names:        imageStart + 0x100,
+	tokenTable:   imageStart + 0x2000,
+	tokenIndex:   imageStart + 0x2400,
+	offsets:      imageStart + 0x2600,
 }
 
 const testStext = imageStart + 0x1000000
@@ -129,7 +129,7 @@ func TestSymbolEncodings(t *testing.T) {
 			want := testSymbols(name)
 			sp, image := newImage(nil)
 			putSymbols(image, want, encode)
-			got, err := readSymbols(t.Context(), sp, &note{stext: testStext, kallsyms: testTables})
+			got, err := readSymbols(t.Context(), sp, testTables, putsAt("_stext", testStext))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,7 +139,7 @@ func TestSymbolEncodings(t *testing.T) {
 			if s, ok := got.lookup("twice"); !ok || s != want[3] {
 				t.Errorf("lookup found %+v, want the first of two", s)
 			}
-			_, err = readSymbols(t.Context(), sp, &note{stext: testStext + 1, kallsyms: testTables})
+			_, err = readSymbols(t.Context(), sp, testTables, putsAt("_stext", testStext+1))
 			if err == nil || !strings.Contains(err.Error(), "no known encoding") {
 				t.Errorf("with another _stext: %v", err)
 			}
@@ -206,7 +206,7 @@ func TestParseNote(t *testing.T) {
 		key, _, _ := strings.Cut(line, "=")
 		n, err := parseNote([]byte(strings.Replace(goodNote, line, "", 1)))
 		switch key {
-		case "BUILD-ID", "SYMBOL(kallsyms_relative_base)", "NUMBER(pgtable_l5_enabled)", "KERNELOFFSET":
+		case "BUILD-ID", "SYMBOL(kallsyms_names)", "SYMBOL(kallsyms_relative_base)", "NUMBER(pgtable_l5_enabled)", "KERNELOFFSET":
 			if err != nil {
 				t.Errorf("without %s: %v", key, err)
 			}
@@ -304,13 +304,29 @@ func FuzzBTF(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, id := range types.find("task_struct", "thread_union") {
-			for _, name := range []string{"pid", "comm", "stack", "matrix", "none"} {
-				if _, typ, err := types.member(id, name); err == nil {
-					_, _ = types.sizeof(typ)
+		// The answers are the same from the types in use alone.
+		ask := func(types *btfTypes) (out []string) {
+			ids := types.find("task_struct", "thread_union")
+			for _, structure := range []string{"task_struct", "thread_union"} {
+				id, ok := ids[structure]
+				if !ok {
+					continue
 				}
+				for _, name := range []string{"pid", "comm", "stack", "matrix", "none"} {
+					offset, typ, err := types.member(id, name)
+					size, sizeErr := types.sizeof(typ)
+					out = append(out, fmt.Sprint(offset, err == nil, size, sizeErr == nil))
+				}
+				size, err := types.sizeof(id)
+				out = append(out, fmt.Sprint(size, err == nil))
 			}
-			_, _ = types.sizeof(id)
+			return out
+		}
+		want := ask(types)
+		if used, err := types.used(); err == nil {
+			if got := ask(used); !slices.Equal(got, want) {
+				t.Errorf("types in use say %q, all types %q", got, want)
+			}
 		}
 		l := &Layout{symbols: &symbols{}}
 		if l.takeOffsets(types) == nil {
@@ -327,7 +343,7 @@ func FuzzSymbols(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		sp, _ := newImage(content)
-		s, err := readSymbols(t.Context(), sp, &note{stext: testStext, kallsyms: testTables})
+		s, err := readSymbols(t.Context(), sp, testTables, putsAt("_stext", testStext))
 		if err != nil {
 			return
 		}

@@ -4,7 +4,7 @@ package layout
 
 import (
 	"context"
-	"errors"
+	"crypto/sha256"
 	"fmt"
 )
 
@@ -40,39 +40,43 @@ type taskOffsets struct {
 	signalThreads             uint32 // thread_head in struct signal_struct
 }
 
-// readTypes takes the offsets from the kernel's BTF.
-func (l *Layout) readTypes(ctx context.Context, sp *space) error {
+// readTypes reads the kernel's BTF. Whatever is wrong with it, types can be
+// imported.
+func (l *Layout) readTypes(ctx context.Context, sp *space) (*btfTypes, *btfBlob, error) {
 	start, ok := l.symbols.lookup("__start_BTF")
 	if !ok {
-		return errors.New("the kernel has none: no symbol __start_BTF")
+		return nil, nil, missing{"BTF: no symbol __start_BTF"}
 	}
 	stop, ok := l.symbols.lookup("__stop_BTF")
 	if !ok {
-		return errors.New("no symbol __stop_BTF")
+		return nil, nil, missing{"BTF: no symbol __stop_BTF"}
 	}
 	if start.Addr < imageStart || stop.Addr >= imageEnd || stop.Addr <= start.Addr || stop.Addr-start.Addr > maxBTF {
-		return fmt.Errorf("it lies from %#x to %#x", start.Addr, stop.Addr)
+		return nil, nil, missing{fmt.Sprintf("usable BTF: it lies from %#x to %#x", start.Addr, stop.Addr)}
 	}
 	raw := make([]byte, stop.Addr-start.Addr)
 	if err := sp.read(raw, start.Addr); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, nil, err
 	}
 	types, err := parseBTF(raw)
 	if err != nil {
-		return err
+		return nil, nil, missing{fmt.Sprintf("usable BTF: %v", err)}
 	}
-	return l.takeOffsets(types)
+	return types, &btfBlob{addr: start.Addr, size: uint64(len(raw)), digest: sha256.Sum256(raw)}, nil
 }
+
+// structNames are the structs and unions that layouts are made of.
+var structNames = []string{"task_struct", "pt_regs", "signal_struct", "thread_union", "pcpu_hot"}
 
 func (l *Layout) takeOffsets(types *btfTypes) error {
 	const task, regs, signal, stack, hot = "task_struct", "pt_regs", "signal_struct", "thread_union", "pcpu_hot"
-	ids := types.find(task, regs, signal, stack, hot)
+	ids := types.find(structNames...)
 	for _, name := range []string{task, regs, signal} {
 		if _, ok := ids[name]; !ok {
-			return fmt.Errorf("no struct %s", name)
+			return missing{"struct " + name}
 		}
 	}
 	size := make(map[string]uint64)
@@ -168,10 +172,10 @@ func (l *Layout) findCurrent(types *btfTypes, hot uint32) error {
 	}
 	s, ok := l.symbols.lookup("pcpu_hot")
 	if !ok {
-		return errors.New("neither symbol current_task nor pcpu_hot")
+		return missing{"symbol current_task or pcpu_hot"}
 	}
 	if hot == 0 {
-		return errors.New("no struct pcpu_hot")
+		return missing{"struct pcpu_hot"}
 	}
 	offset, _, err := types.member(hot, "current_task")
 	if err != nil {
@@ -189,7 +193,7 @@ func (l *Layout) readVariables(sp *space) error {
 	}{{"entry_SYSCALL_64", &l.LSTAR}, {"init_task", &l.InitTask}} {
 		symbol, ok := l.symbols.lookup(s.name)
 		if !ok {
-			return fmt.Errorf("no symbol %s", s.name)
+			return missing{"symbol " + s.name}
 		}
 		if symbol.Addr < imageStart || symbol.Addr >= imageEnd {
 			return fmt.Errorf("%s at %#x is outside the kernel's image", s.name, symbol.Addr)
