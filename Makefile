@@ -122,13 +122,16 @@ endif
 
 # The small host gets these of this tree, at the places where the lab's host has them.
 SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --memory 2048 --file $H/guest=guest \
-	$(foreach f,frail.ko livepatch.ko proof.test lab-cost,--file $H/lab/$f=lab/$f)
+	$(foreach f,frail.ko livepatch.ko proof.test lab-cost $(COMMAND),--file $H/lab/$f=lab/$f)
+# Only there it has the libraries, and time to unpack it.
+COMMAND = $(if $(filter amd,$(VENDOR)),frail)
 PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT)
 
 small-files: lab-module
 	@$(LAB) guest $H/guest >/dev/null
 	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-truth ./lab/cmd/lab-cost
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/proof.test ./lab/proof
+	@$(GO) build -tags $(TAGS) -ldflags '-s -w' -o $H/lab/frail ./cmd/frail
 
 lab-small: small-files ## run a command on the small host (HOST=name VENDOR=amd|intel RUN_CMD=script)
 	@$(SMALL) -- '$(subst ','\'',$(RUN_CMD))'

@@ -2725,6 +2725,949 @@ func (x *Thread) GetFrozen() bool {
 	return false
 }
 
+type ProcessesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID.
+	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Also tell the processes' arguments, and their threads one by one.
+	Arguments     bool `protobuf:"varint,2,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	Threads       bool `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessesRequest) Reset() {
+	*x = ProcessesRequest{}
+	mi := &file_frail_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessesRequest) ProtoMessage() {}
+
+func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
+func (*ProcessesRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ProcessesRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *ProcessesRequest) GetArguments() bool {
+	if x != nil {
+		return x.Arguments
+	}
+	return false
+}
+
+func (x *ProcessesRequest) GetThreads() bool {
+	if x != nil {
+		return x.Threads
+	}
+	return false
+}
+
+type ProcessesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Processes     []*Process             `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessesResponse) Reset() {
+	*x = ProcessesResponse{}
+	mi := &file_frail_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessesResponse) ProtoMessage() {}
+
+func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
+func (*ProcessesResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ProcessesResponse) GetProcesses() []*Process {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+// Process is a process of a guest; layout.Process of qmp/layout documents each field. What
+// the guest chooses is bytes, not text.
+type Process struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Pid    int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Parent int32                  `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Comm   []byte                 `protobuf:"bytes,3,opt,name=comm,proto3" json:"comm,omitempty"`
+	// The letter that ps(1) shows.
+	State        string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	KernelThread bool   `protobuf:"varint,5,opt,name=kernel_thread,json=kernelThread,proto3" json:"kernel_thread,omitempty"`
+	// When it started, nanoseconds since the guest's boot.
+	StartNano int64  `protobuf:"varint,6,opt,name=start_nano,json=startNano,proto3" json:"start_nano,omitempty"`
+	Uid       uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid       uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	Euid      uint32 `protobuf:"varint,9,opt,name=euid,proto3" json:"euid,omitempty"`
+	Exe       []byte `protobuf:"bytes,10,opt,name=exe,proto3" json:"exe,omitempty"`
+	// The path does not lead to the executable any more, or never did.
+	ExeDeleted bool `protobuf:"varint,11,opt,name=exe_deleted,json=exeDeleted,proto3" json:"exe_deleted,omitempty"`
+	// It is a memfd.
+	ExeMemory        bool           `protobuf:"varint,12,opt,name=exe_memory,json=exeMemory,proto3" json:"exe_memory,omitempty"`
+	NamespacePid     int32          `protobuf:"varint,13,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"`
+	PidNamespace     uint32         `protobuf:"varint,14,opt,name=pid_namespace,json=pidNamespace,proto3" json:"pid_namespace,omitempty"`
+	MntNamespace     uint32         `protobuf:"varint,15,opt,name=mnt_namespace,json=mntNamespace,proto3" json:"mnt_namespace,omitempty"`
+	Cgroup           []byte         `protobuf:"bytes,16,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	ContainerRuntime string         `protobuf:"bytes,17,opt,name=container_runtime,json=containerRuntime,proto3" json:"container_runtime,omitempty"`
+	ContainerId      []byte         `protobuf:"bytes,18,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ThreadCount      uint32         `protobuf:"varint,19,opt,name=thread_count,json=threadCount,proto3" json:"thread_count,omitempty"`
+	Threads          []*GuestThread `protobuf:"bytes,20,rep,name=threads,proto3" json:"threads,omitempty"`
+	Arguments        [][]byte       `protobuf:"bytes,21,rep,name=arguments,proto3" json:"arguments,omitempty"`
+	// There are more arguments than these.
+	ArgumentsCut bool `protobuf:"varint,22,opt,name=arguments_cut,json=argumentsCut,proto3" json:"arguments_cut,omitempty"`
+	// Why fields are not known, by the name of layout.Field, or "arguments".
+	Unknown map[string]string `protobuf:"bytes,23,rep,name=unknown,proto3" json:"unknown,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// This has only the pid, and more threads of the process before it.
+	Continued     bool `protobuf:"varint,24,opt,name=continued,proto3" json:"continued,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Process) Reset() {
+	*x = Process{}
+	mi := &file_frail_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Process) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Process) ProtoMessage() {}
+
+func (x *Process) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Process.ProtoReflect.Descriptor instead.
+func (*Process) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Process) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Process) GetParent() int32 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *Process) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
+}
+
+func (x *Process) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Process) GetKernelThread() bool {
+	if x != nil {
+		return x.KernelThread
+	}
+	return false
+}
+
+func (x *Process) GetStartNano() int64 {
+	if x != nil {
+		return x.StartNano
+	}
+	return 0
+}
+
+func (x *Process) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Process) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Process) GetEuid() uint32 {
+	if x != nil {
+		return x.Euid
+	}
+	return 0
+}
+
+func (x *Process) GetExe() []byte {
+	if x != nil {
+		return x.Exe
+	}
+	return nil
+}
+
+func (x *Process) GetExeDeleted() bool {
+	if x != nil {
+		return x.ExeDeleted
+	}
+	return false
+}
+
+func (x *Process) GetExeMemory() bool {
+	if x != nil {
+		return x.ExeMemory
+	}
+	return false
+}
+
+func (x *Process) GetNamespacePid() int32 {
+	if x != nil {
+		return x.NamespacePid
+	}
+	return 0
+}
+
+func (x *Process) GetPidNamespace() uint32 {
+	if x != nil {
+		return x.PidNamespace
+	}
+	return 0
+}
+
+func (x *Process) GetMntNamespace() uint32 {
+	if x != nil {
+		return x.MntNamespace
+	}
+	return 0
+}
+
+func (x *Process) GetCgroup() []byte {
+	if x != nil {
+		return x.Cgroup
+	}
+	return nil
+}
+
+func (x *Process) GetContainerRuntime() string {
+	if x != nil {
+		return x.ContainerRuntime
+	}
+	return ""
+}
+
+func (x *Process) GetContainerId() []byte {
+	if x != nil {
+		return x.ContainerId
+	}
+	return nil
+}
+
+func (x *Process) GetThreadCount() uint32 {
+	if x != nil {
+		return x.ThreadCount
+	}
+	return 0
+}
+
+func (x *Process) GetThreads() []*GuestThread {
+	if x != nil {
+		return x.Threads
+	}
+	return nil
+}
+
+func (x *Process) GetArguments() [][]byte {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+func (x *Process) GetArgumentsCut() bool {
+	if x != nil {
+		return x.ArgumentsCut
+	}
+	return false
+}
+
+func (x *Process) GetUnknown() map[string]string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
+}
+
+func (x *Process) GetContinued() bool {
+	if x != nil {
+		return x.Continued
+	}
+	return false
+}
+
+type GuestThread struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tid           int32                  `protobuf:"varint,1,opt,name=tid,proto3" json:"tid,omitempty"`
+	Comm          []byte                 `protobuf:"bytes,2,opt,name=comm,proto3" json:"comm,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestThread) Reset() {
+	*x = GuestThread{}
+	mi := &file_frail_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestThread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestThread) ProtoMessage() {}
+
+func (x *GuestThread) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestThread.ProtoReflect.Descriptor instead.
+func (*GuestThread) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GuestThread) GetTid() int32 {
+	if x != nil {
+		return x.Tid
+	}
+	return 0
+}
+
+func (x *GuestThread) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
+}
+
+func (x *GuestThread) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type LayoutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID.
+	Domain        string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayoutRequest) Reset() {
+	*x = LayoutRequest{}
+	mi := &file_frail_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayoutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayoutRequest) ProtoMessage() {}
+
+func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayoutRequest.ProtoReflect.Descriptor instead.
+func (*LayoutRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *LayoutRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+// GuestLayout is where a guest's kernel keeps what Frail reads; layout.Layout of qmp/layout
+// documents each field.
+type GuestLayout struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Release string                 `protobuf:"bytes,1,opt,name=release,proto3" json:"release,omitempty"`
+	BuildId string                 `protobuf:"bytes,2,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// What the kernel was found by.
+	Found string `protobuf:"bytes,3,opt,name=found,proto3" json:"found,omitempty"`
+	// A running process's page tables agree with it.
+	Anchored      bool   `protobuf:"varint,4,opt,name=anchored,proto3" json:"anchored,omitempty"`
+	Kaslr         uint64 `protobuf:"fixed64,5,opt,name=kaslr,proto3" json:"kaslr,omitempty"`
+	PhysBase      uint64 `protobuf:"fixed64,6,opt,name=phys_base,json=physBase,proto3" json:"phys_base,omitempty"`
+	PageTable     uint64 `protobuf:"fixed64,7,opt,name=page_table,json=pageTable,proto3" json:"page_table,omitempty"`
+	Levels        uint32 `protobuf:"varint,8,opt,name=levels,proto3" json:"levels,omitempty"`
+	DirectMap     uint64 `protobuf:"fixed64,9,opt,name=direct_map,json=directMap,proto3" json:"direct_map,omitempty"`
+	DirectMapSize uint64 `protobuf:"fixed64,10,opt,name=direct_map_size,json=directMapSize,proto3" json:"direct_map_size,omitempty"`
+	Lstar         uint64 `protobuf:"fixed64,11,opt,name=lstar,proto3" json:"lstar,omitempty"`
+	InitTask      uint64 `protobuf:"fixed64,12,opt,name=init_task,json=initTask,proto3" json:"init_task,omitempty"`
+	CurrentTask   uint64 `protobuf:"fixed64,13,opt,name=current_task,json=currentTask,proto3" json:"current_task,omitempty"`
+	Symbols       uint32 `protobuf:"varint,14,opt,name=symbols,proto3" json:"symbols,omitempty"`
+	// The way by which the guest's memory is read, and why no faster one is.
+	MemoryPath       string `protobuf:"bytes,15,opt,name=memory_path,json=memoryPath,proto3" json:"memory_path,omitempty"`
+	MemorySlowReason string `protobuf:"bytes,16,opt,name=memory_slow_reason,json=memorySlowReason,proto3" json:"memory_slow_reason,omitempty"`
+	MemoryBytes      uint64 `protobuf:"varint,17,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// How the layout was found, step by step.
+	Steps []*LayoutStep `protobuf:"bytes,18,rep,name=steps,proto3" json:"steps,omitempty"`
+	// Offsets and sizes in bytes, by name.
+	Members       []*LayoutMember `protobuf:"bytes,19,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestLayout) Reset() {
+	*x = GuestLayout{}
+	mi := &file_frail_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestLayout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestLayout) ProtoMessage() {}
+
+func (x *GuestLayout) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestLayout.ProtoReflect.Descriptor instead.
+func (*GuestLayout) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GuestLayout) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *GuestLayout) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *GuestLayout) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *GuestLayout) GetAnchored() bool {
+	if x != nil {
+		return x.Anchored
+	}
+	return false
+}
+
+func (x *GuestLayout) GetKaslr() uint64 {
+	if x != nil {
+		return x.Kaslr
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetPhysBase() uint64 {
+	if x != nil {
+		return x.PhysBase
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetPageTable() uint64 {
+	if x != nil {
+		return x.PageTable
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetLevels() uint32 {
+	if x != nil {
+		return x.Levels
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetDirectMap() uint64 {
+	if x != nil {
+		return x.DirectMap
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetDirectMapSize() uint64 {
+	if x != nil {
+		return x.DirectMapSize
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetLstar() uint64 {
+	if x != nil {
+		return x.Lstar
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetInitTask() uint64 {
+	if x != nil {
+		return x.InitTask
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetCurrentTask() uint64 {
+	if x != nil {
+		return x.CurrentTask
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetSymbols() uint32 {
+	if x != nil {
+		return x.Symbols
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetMemoryPath() string {
+	if x != nil {
+		return x.MemoryPath
+	}
+	return ""
+}
+
+func (x *GuestLayout) GetMemorySlowReason() string {
+	if x != nil {
+		return x.MemorySlowReason
+	}
+	return ""
+}
+
+func (x *GuestLayout) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GuestLayout) GetSteps() []*LayoutStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *GuestLayout) GetMembers() []*LayoutMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type LayoutStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Nano          int64                  `protobuf:"varint,2,opt,name=nano,proto3" json:"nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayoutStep) Reset() {
+	*x = LayoutStep{}
+	mi := &file_frail_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayoutStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayoutStep) ProtoMessage() {}
+
+func (x *LayoutStep) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayoutStep.ProtoReflect.Descriptor instead.
+func (*LayoutStep) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *LayoutStep) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LayoutStep) GetNano() int64 {
+	if x != nil {
+		return x.Nano
+	}
+	return 0
+}
+
+type LayoutMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "structure.member".
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Offset        uint32 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Size          uint32 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayoutMember) Reset() {
+	*x = LayoutMember{}
+	mi := &file_frail_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayoutMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayoutMember) ProtoMessage() {}
+
+func (x *LayoutMember) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayoutMember.ProtoReflect.Descriptor instead.
+func (*LayoutMember) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *LayoutMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LayoutMember) GetOffset() uint32 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *LayoutMember) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type KernelLogRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID.
+	Domain        string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelLogRequest) Reset() {
+	*x = KernelLogRequest{}
+	mi := &file_frail_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelLogRequest) ProtoMessage() {}
+
+func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelLogRequest.ProtoReflect.Descriptor instead.
+func (*KernelLogRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *KernelLogRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+type KernelLogResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*LogRecord           `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelLogResponse) Reset() {
+	*x = KernelLogResponse{}
+	mi := &file_frail_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelLogResponse) ProtoMessage() {}
+
+func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelLogResponse.ProtoReflect.Descriptor instead.
+func (*KernelLogResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *KernelLogResponse) GetRecords() []*LogRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+// LogRecord is a message of a guest kernel's log.
+type LogRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts the messages since the boot; missing ones are not in the log any more.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// The kernel's clock, about nanoseconds since the guest's boot.
+	Nano int64 `protobuf:"varint,2,opt,name=nano,proto3" json:"nano,omitempty"`
+	// As in syslog(3).
+	Facility uint32 `protobuf:"varint,3,opt,name=facility,proto3" json:"facility,omitempty"`
+	Level    uint32 `protobuf:"varint,4,opt,name=level,proto3" json:"level,omitempty"`
+	// Thread id, or the CPU's number if in_interrupt.
+	Caller      uint32 `protobuf:"varint,5,opt,name=caller,proto3" json:"caller,omitempty"`
+	InInterrupt bool   `protobuf:"varint,6,opt,name=in_interrupt,json=inInterrupt,proto3" json:"in_interrupt,omitempty"`
+	// Bytes, not text: the guest chooses them.
+	Text          []byte `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogRecord) Reset() {
+	*x = LogRecord{}
+	mi := &file_frail_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogRecord) ProtoMessage() {}
+
+func (x *LogRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
+func (*LogRecord) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *LogRecord) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *LogRecord) GetNano() int64 {
+	if x != nil {
+		return x.Nano
+	}
+	return 0
+}
+
+func (x *LogRecord) GetFacility() uint32 {
+	if x != nil {
+		return x.Facility
+	}
+	return 0
+}
+
+func (x *LogRecord) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+func (x *LogRecord) GetCaller() uint32 {
+	if x != nil {
+		return x.Caller
+	}
+	return 0
+}
+
+func (x *LogRecord) GetInInterrupt() bool {
+	if x != nil {
+		return x.InInterrupt
+	}
+	return false
+}
+
+func (x *LogRecord) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
 var File_frail_proto protoreflect.FileDescriptor
 
 const file_frail_proto_rawDesc = "" +
@@ -2923,7 +3866,95 @@ const file_frail_proto_rawDesc = "" +
 	"\x03lfc\x18\x06 \x01(\rR\x03lfc\x12\x17\n" +
 	"\amax_lfc\x18\a \x01(\rR\x06maxLfc\x12\x16\n" +
 	"\x06normal\x18\b \x01(\bR\x06normal\x12\x16\n" +
-	"\x06frozen\x18\t \x01(\bR\x06frozen*\xa9\x01\n" +
+	"\x06frozen\x18\t \x01(\bR\x06frozen\"b\n" +
+	"\x10ProcessesRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1c\n" +
+	"\targuments\x18\x02 \x01(\bR\targuments\x12\x18\n" +
+	"\athreads\x18\x03 \x01(\bR\athreads\"D\n" +
+	"\x11ProcessesResponse\x12/\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x11.frail.v1.ProcessR\tprocesses\"\xad\x06\n" +
+	"\aProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\x05R\x06parent\x12\x12\n" +
+	"\x04comm\x18\x03 \x01(\fR\x04comm\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12#\n" +
+	"\rkernel_thread\x18\x05 \x01(\bR\fkernelThread\x12\x1d\n" +
+	"\n" +
+	"start_nano\x18\x06 \x01(\x03R\tstartNano\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\b \x01(\rR\x03gid\x12\x12\n" +
+	"\x04euid\x18\t \x01(\rR\x04euid\x12\x10\n" +
+	"\x03exe\x18\n" +
+	" \x01(\fR\x03exe\x12\x1f\n" +
+	"\vexe_deleted\x18\v \x01(\bR\n" +
+	"exeDeleted\x12\x1d\n" +
+	"\n" +
+	"exe_memory\x18\f \x01(\bR\texeMemory\x12#\n" +
+	"\rnamespace_pid\x18\r \x01(\x05R\fnamespacePid\x12#\n" +
+	"\rpid_namespace\x18\x0e \x01(\rR\fpidNamespace\x12#\n" +
+	"\rmnt_namespace\x18\x0f \x01(\rR\fmntNamespace\x12\x16\n" +
+	"\x06cgroup\x18\x10 \x01(\fR\x06cgroup\x12+\n" +
+	"\x11container_runtime\x18\x11 \x01(\tR\x10containerRuntime\x12!\n" +
+	"\fcontainer_id\x18\x12 \x01(\fR\vcontainerId\x12!\n" +
+	"\fthread_count\x18\x13 \x01(\rR\vthreadCount\x12/\n" +
+	"\athreads\x18\x14 \x03(\v2\x15.frail.v1.GuestThreadR\athreads\x12\x1c\n" +
+	"\targuments\x18\x15 \x03(\fR\targuments\x12#\n" +
+	"\rarguments_cut\x18\x16 \x01(\bR\fargumentsCut\x128\n" +
+	"\aunknown\x18\x17 \x03(\v2\x1e.frail.v1.Process.UnknownEntryR\aunknown\x12\x1c\n" +
+	"\tcontinued\x18\x18 \x01(\bR\tcontinued\x1a:\n" +
+	"\fUnknownEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
+	"\vGuestThread\x12\x10\n" +
+	"\x03tid\x18\x01 \x01(\x05R\x03tid\x12\x12\n" +
+	"\x04comm\x18\x02 \x01(\fR\x04comm\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\"'\n" +
+	"\rLayoutRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"\xe5\x04\n" +
+	"\vGuestLayout\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\tR\arelease\x12\x19\n" +
+	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12\x14\n" +
+	"\x05found\x18\x03 \x01(\tR\x05found\x12\x1a\n" +
+	"\banchored\x18\x04 \x01(\bR\banchored\x12\x14\n" +
+	"\x05kaslr\x18\x05 \x01(\x06R\x05kaslr\x12\x1b\n" +
+	"\tphys_base\x18\x06 \x01(\x06R\bphysBase\x12\x1d\n" +
+	"\n" +
+	"page_table\x18\a \x01(\x06R\tpageTable\x12\x16\n" +
+	"\x06levels\x18\b \x01(\rR\x06levels\x12\x1d\n" +
+	"\n" +
+	"direct_map\x18\t \x01(\x06R\tdirectMap\x12&\n" +
+	"\x0fdirect_map_size\x18\n" +
+	" \x01(\x06R\rdirectMapSize\x12\x14\n" +
+	"\x05lstar\x18\v \x01(\x06R\x05lstar\x12\x1b\n" +
+	"\tinit_task\x18\f \x01(\x06R\binitTask\x12!\n" +
+	"\fcurrent_task\x18\r \x01(\x06R\vcurrentTask\x12\x18\n" +
+	"\asymbols\x18\x0e \x01(\rR\asymbols\x12\x1f\n" +
+	"\vmemory_path\x18\x0f \x01(\tR\n" +
+	"memoryPath\x12,\n" +
+	"\x12memory_slow_reason\x18\x10 \x01(\tR\x10memorySlowReason\x12!\n" +
+	"\fmemory_bytes\x18\x11 \x01(\x04R\vmemoryBytes\x12*\n" +
+	"\x05steps\x18\x12 \x03(\v2\x14.frail.v1.LayoutStepR\x05steps\x120\n" +
+	"\amembers\x18\x13 \x03(\v2\x16.frail.v1.LayoutMemberR\amembers\"4\n" +
+	"\n" +
+	"LayoutStep\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04nano\x18\x02 \x01(\x03R\x04nano\"N\n" +
+	"\fLayoutMember\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\rR\x06offset\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\rR\x04size\"*\n" +
+	"\x10KernelLogRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"B\n" +
+	"\x11KernelLogResponse\x12-\n" +
+	"\arecords\x18\x01 \x03(\v2\x13.frail.v1.LogRecordR\arecords\"\xb2\x01\n" +
+	"\tLogRecord\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04nano\x18\x02 \x01(\x03R\x04nano\x12\x1a\n" +
+	"\bfacility\x18\x03 \x01(\rR\bfacility\x12\x14\n" +
+	"\x05level\x18\x04 \x01(\rR\x05level\x12\x16\n" +
+	"\x06caller\x18\x05 \x01(\rR\x06caller\x12!\n" +
+	"\fin_interrupt\x18\x06 \x01(\bR\vinInterrupt\x12\x12\n" +
+	"\x04text\x18\a \x01(\fR\x04text*\xa9\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_SHUT_OFF\x10\x01\x12\x14\n" +
@@ -2948,7 +3979,7 @@ const file_frail_proto_rawDesc = "" +
 	"\x18PROFILE_CHANGE_NORMALIZE\x10\x01\x12\x1b\n" +
 	"\x17PROFILE_CHANGE_TOLERIZE\x10\x02\x12\x1c\n" +
 	"\x18PROFILE_CHANGE_SENSITIZE\x10\x03\x12\x19\n" +
-	"\x15PROFILE_CHANGE_DELETE\x10\x042\x86\x05\n" +
+	"\x15PROFILE_CHANGE_DELETE\x10\x042\xd0\x06\n" +
 	"\x05Frail\x12;\n" +
 	"\x06Status\x12\x17.frail.v1.StatusRequest\x1a\x18.frail.v1.StatusResponse\x125\n" +
 	"\x04List\x12\x15.frail.v1.ListRequest\x1a\x16.frail.v1.ListResponse\x12<\n" +
@@ -2961,7 +3992,10 @@ const file_frail_proto_rawDesc = "" +
 	"\n" +
 	"PutProfile\x12\x1b.frail.v1.PutProfileRequest\x1a\x1c.frail.v1.PutProfileResponse\x12P\n" +
 	"\rChangeProfile\x12\x1e.frail.v1.ChangeProfileRequest\x1a\x1f.frail.v1.ChangeProfileResponse\x12>\n" +
-	"\aThreads\x12\x18.frail.v1.ThreadsRequest\x1a\x19.frail.v1.ThreadsResponseB\vZ\tfrail/apib\x06proto3"
+	"\aThreads\x12\x18.frail.v1.ThreadsRequest\x1a\x19.frail.v1.ThreadsResponse\x12F\n" +
+	"\tProcesses\x12\x1a.frail.v1.ProcessesRequest\x1a\x1b.frail.v1.ProcessesResponse0\x01\x128\n" +
+	"\x06Layout\x12\x17.frail.v1.LayoutRequest\x1a\x15.frail.v1.GuestLayout\x12F\n" +
+	"\tKernelLog\x12\x1a.frail.v1.KernelLogRequest\x1a\x1b.frail.v1.KernelLogResponse0\x01B\vZ\tfrail/apib\x06proto3"
 
 var (
 	file_frail_proto_rawDescOnce sync.Once
@@ -2976,7 +4010,7 @@ func file_frail_proto_rawDescGZIP() []byte {
 }
 
 var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
 	(Exits)(0),                    // 1: frail.v1.Exits
@@ -3016,7 +4050,19 @@ var file_frail_proto_goTypes = []any{
 	(*ThreadsRequest)(nil),        // 35: frail.v1.ThreadsRequest
 	(*ThreadsResponse)(nil),       // 36: frail.v1.ThreadsResponse
 	(*Thread)(nil),                // 37: frail.v1.Thread
-	nil,                           // 38: frail.v1.ProfilesResponse.CountersEntry
+	(*ProcessesRequest)(nil),      // 38: frail.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),     // 39: frail.v1.ProcessesResponse
+	(*Process)(nil),               // 40: frail.v1.Process
+	(*GuestThread)(nil),           // 41: frail.v1.GuestThread
+	(*LayoutRequest)(nil),         // 42: frail.v1.LayoutRequest
+	(*GuestLayout)(nil),           // 43: frail.v1.GuestLayout
+	(*LayoutStep)(nil),            // 44: frail.v1.LayoutStep
+	(*LayoutMember)(nil),          // 45: frail.v1.LayoutMember
+	(*KernelLogRequest)(nil),      // 46: frail.v1.KernelLogRequest
+	(*KernelLogResponse)(nil),     // 47: frail.v1.KernelLogResponse
+	(*LogRecord)(nil),             // 48: frail.v1.LogRecord
+	nil,                           // 49: frail.v1.ProfilesResponse.CountersEntry
+	nil,                           // 50: frail.v1.Process.UnknownEntry
 }
 var file_frail_proto_depIdxs = []int32{
 	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
@@ -3037,35 +4083,47 @@ var file_frail_proto_depIdxs = []int32{
 	19, // 15: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
 	23, // 16: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
 	28, // 17: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	38, // 18: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	49, // 18: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
 	29, // 19: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
 	3,  // 20: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
 	37, // 21: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	4,  // 22: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	6,  // 23: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	10, // 24: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	21, // 25: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	24, // 26: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	26, // 27: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	29, // 28: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	31, // 29: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	33, // 30: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	35, // 31: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	5,  // 32: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	7,  // 33: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	13, // 34: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	22, // 35: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	25, // 36: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	27, // 37: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	30, // 38: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	32, // 39: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	34, // 40: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	36, // 41: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	32, // [32:42] is the sub-list for method output_type
-	22, // [22:32] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	40, // 22: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
+	41, // 23: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
+	50, // 24: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
+	44, // 25: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
+	45, // 26: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
+	48, // 27: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
+	4,  // 28: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 29: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 30: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	21, // 31: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	24, // 32: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	26, // 33: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	29, // 34: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	31, // 35: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	33, // 36: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	35, // 37: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	38, // 38: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
+	42, // 39: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
+	46, // 40: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
+	5,  // 41: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 42: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	13, // 43: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	22, // 44: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	25, // 45: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	27, // 46: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	30, // 47: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	32, // 48: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	34, // 49: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	36, // 50: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	39, // 51: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
+	43, // 52: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
+	47, // 53: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
+	41, // [41:54] is the sub-list for method output_type
+	28, // [28:41] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -3090,7 +4148,7 @@ func file_frail_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   35,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,9 @@ const (
 	Frail_PutProfile_FullMethodName    = "/frail.v1.Frail/PutProfile"
 	Frail_ChangeProfile_FullMethodName = "/frail.v1.Frail/ChangeProfile"
 	Frail_Threads_FullMethodName       = "/frail.v1.Frail/Threads"
+	Frail_Processes_FullMethodName     = "/frail.v1.Frail/Processes"
+	Frail_Layout_FullMethodName        = "/frail.v1.Frail/Layout"
+	Frail_KernelLog_FullMethodName     = "/frail.v1.Frail/KernelLog"
 )
 
 // FrailClient is the client API for Frail service.
@@ -82,6 +85,17 @@ type FrailClient interface {
 	ChangeProfile(ctx context.Context, in *ChangeProfileRequest, opts ...grpc.CallOption) (*ChangeProfileResponse, error)
 	// Threads describes the threads of the domains that are analysed.
 	Threads(ctx context.Context, in *ThreadsRequest, opts ...grpc.CallOption) (*ThreadsResponse, error)
+	// Processes lists the processes of a domain's guest, in the order in which they
+	// started. Like the two calls that follow it reads the guest's memory; the domain need
+	// not be traced.
+	//
+	// NOT_FOUND: no such domain. FAILED_PRECONDITION: it does not run, or its guest's kernel
+	// cannot be read now.
+	Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProcessesResponse], error)
+	// Layout describes the kernel that runs in a domain's guest.
+	Layout(ctx context.Context, in *LayoutRequest, opts ...grpc.CallOption) (*GuestLayout, error)
+	// KernelLog sends what is in the log of a guest's kernel, the oldest message first.
+	KernelLog(ctx context.Context, in *KernelLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KernelLogResponse], error)
 }
 
 type frailClient struct {
@@ -204,6 +218,54 @@ func (c *frailClient) Threads(ctx context.Context, in *ThreadsRequest, opts ...g
 	return out, nil
 }
 
+func (c *frailClient) Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProcessesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[2], Frail_Processes_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProcessesRequest, ProcessesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_ProcessesClient = grpc.ServerStreamingClient[ProcessesResponse]
+
+func (c *frailClient) Layout(ctx context.Context, in *LayoutRequest, opts ...grpc.CallOption) (*GuestLayout, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GuestLayout)
+	err := c.cc.Invoke(ctx, Frail_Layout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) KernelLog(ctx context.Context, in *KernelLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KernelLogResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[3], Frail_KernelLog_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[KernelLogRequest, KernelLogResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_KernelLogClient = grpc.ServerStreamingClient[KernelLogResponse]
+
 // FrailServer is the server API for Frail service.
 // All implementations must embed UnimplementedFrailServer
 // for forward compatibility.
@@ -248,6 +310,17 @@ type FrailServer interface {
 	ChangeProfile(context.Context, *ChangeProfileRequest) (*ChangeProfileResponse, error)
 	// Threads describes the threads of the domains that are analysed.
 	Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error)
+	// Processes lists the processes of a domain's guest, in the order in which they
+	// started. Like the two calls that follow it reads the guest's memory; the domain need
+	// not be traced.
+	//
+	// NOT_FOUND: no such domain. FAILED_PRECONDITION: it does not run, or its guest's kernel
+	// cannot be read now.
+	Processes(*ProcessesRequest, grpc.ServerStreamingServer[ProcessesResponse]) error
+	// Layout describes the kernel that runs in a domain's guest.
+	Layout(context.Context, *LayoutRequest) (*GuestLayout, error)
+	// KernelLog sends what is in the log of a guest's kernel, the oldest message first.
+	KernelLog(*KernelLogRequest, grpc.ServerStreamingServer[KernelLogResponse]) error
 	mustEmbedUnimplementedFrailServer()
 }
 
@@ -287,6 +360,15 @@ func (UnimplementedFrailServer) ChangeProfile(context.Context, *ChangeProfileReq
 }
 func (UnimplementedFrailServer) Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Threads not implemented")
+}
+func (UnimplementedFrailServer) Processes(*ProcessesRequest, grpc.ServerStreamingServer[ProcessesResponse]) error {
+	return status.Error(codes.Unimplemented, "method Processes not implemented")
+}
+func (UnimplementedFrailServer) Layout(context.Context, *LayoutRequest) (*GuestLayout, error) {
+	return nil, status.Error(codes.Unimplemented, "method Layout not implemented")
+}
+func (UnimplementedFrailServer) KernelLog(*KernelLogRequest, grpc.ServerStreamingServer[KernelLogResponse]) error {
+	return status.Error(codes.Unimplemented, "method KernelLog not implemented")
 }
 func (UnimplementedFrailServer) mustEmbedUnimplementedFrailServer() {}
 func (UnimplementedFrailServer) testEmbeddedByValue()               {}
@@ -471,6 +553,46 @@ func _Frail_Threads_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Frail_Processes_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ProcessesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FrailServer).Processes(m, &grpc.GenericServerStream[ProcessesRequest, ProcessesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_ProcessesServer = grpc.ServerStreamingServer[ProcessesResponse]
+
+func _Frail_Layout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LayoutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).Layout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_Layout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).Layout(ctx, req.(*LayoutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_KernelLog_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(KernelLogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FrailServer).KernelLog(m, &grpc.GenericServerStream[KernelLogRequest, KernelLogResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_KernelLogServer = grpc.ServerStreamingServer[KernelLogResponse]
+
 // Frail_ServiceDesc is the grpc.ServiceDesc for Frail service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -510,6 +632,10 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Threads",
 			Handler:    _Frail_Threads_Handler,
 		},
+		{
+			MethodName: "Layout",
+			Handler:    _Frail_Layout_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -521,6 +647,16 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Alerts",
 			Handler:       _Frail_Alerts_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Processes",
+			Handler:       _Frail_Processes_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "KernelLog",
+			Handler:       _Frail_KernelLog_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -13,9 +13,11 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	goqemu "github.com/digitalocean/go-qemu/qmp"
+	"golang.org/x/sys/unix"
 )
 
 var _ goqemu.Monitor = (*SocketMonitor)(nil)
@@ -97,6 +99,30 @@ func (m *SocketMonitor) greet(r *bufio.Reader) error {
 
 // Version returns the QEMU version that the greeting stated.
 func (m *SocketMonitor) Version() goqemu.Version { return m.version }
+
+// PeerPID returns the id of the process that listens on the socket: QEMU's, unless it forked
+// since (-daemonize).
+func (m *SocketMonitor) PeerPID() (int, error) {
+	conn, ok := m.conn.(syscall.Conn)
+	if !ok {
+		return 0, errors.New("find QEMU's pid: not a unix socket")
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("find QEMU's pid: %w", err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, fmt.Errorf("find QEMU's pid: %w", err)
+	}
+	if credErr != nil {
+		return 0, fmt.Errorf("find QEMU's pid: %w", credErr)
+	}
+	return int(cred.Pid), nil
+}
 
 // Connect reports whether the connection, which Dial made, still lives.
 func (m *SocketMonitor) Connect() error {

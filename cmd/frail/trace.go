@@ -14,6 +14,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/hooks"
 	"frail/tracer"
 	"frail/tracer/format"
 )
@@ -35,27 +36,42 @@ type traceOptions struct {
 
 func newTraceCmd(opts *options) *cobra.Command {
 	var t traceOptions
+	var g guestOptions
+	var exits string
 	cmd := &cobra.Command{
-		Use:   "trace DOMAIN",
+		Use:   "trace DOMAIN | trace --qmp SOCKET",
 		Short: "Show a domain's system calls as they happen",
 		Long: `Show a domain's system calls as they happen, until Ctrl-C or until the domain stops.
 A summary closes the output: how many events were shown, and how many were lost and why.
 
 Arguments are the values of the registers. What they point to is not read. A return value
 of "?" is not known. A line between dashes says when calls by some instruction begin to be
-unseen, because the guest uses its debug registers, and when all are seen again.`,
+unseen, because the guest uses its debug registers, and when all are seen again.
+
+With --qmp frail traces the guest of a QEMU without libvirt and fraild, and disarms it at
+its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 		Example: `  frail trace guest1
   frail trace guest1 --filter-syscall openat,execve
   frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
-  frail trace guest1 --json --limit 1000`,
-		Args: exactDomain,
+  frail trace guest1 --json --limit 1000
+  frail trace --qmp /run/vm.qmp`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case g.qmp != "" && t.wait:
+				return errors.New("--wait is for domains")
+			case g.qmp != "":
+				return t.traceQMP(cmd.Context(), &g, exits, cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
+			case cmd.Flags().Changed("exits"):
+				return errors.New("--exits is for --qmp: frail enable sets those of a domain")
+			}
 			return opts.withDaemon(cmd.Context(), func(d *daemon) error {
 				return t.run(cmd.Context(), d, args[0], cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
 			})
 		},
 	}
+	g.addTo(cmd)
 	flags := cmd.Flags()
+	flags.StringVar(&exits, "exits", hooks.ExitsBoth.String(), "with --qmp: what traps, by `MODE`: both or entry")
 	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")
 	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls, names or numbers separated by commas; all but these after a `LIST`'s leading !")
 	flags.StringVar(&t.comm, "filter-comm", "", "show only threads of this `NAME`")

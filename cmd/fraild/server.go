@@ -25,6 +25,9 @@ type server struct {
 	// sessions has room for as many Trace calls as may run at once.
 	sessions chan struct{}
 
+	// reads has room for as many clients as may look into guests at once.
+	reads chan struct{}
+
 	// stopping is done when the daemon stops: traces end with a summary.
 	stopping context.Context
 }
@@ -34,6 +37,7 @@ func newServer(stopping context.Context, m *manager) *server {
 		manager:  m,
 		started:  time.Now(),
 		sessions: make(chan struct{}, m.host.cfg.Trace.MaxSessions),
+		reads:    make(chan struct{}, maxReads),
 		stopping: stopping,
 	}
 }

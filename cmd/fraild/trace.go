@@ -14,6 +14,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/cmd/internal/guest"
 	"frail/tracer"
 	"frail/tracer/format"
 	"frail/tracer/syscalls"
@@ -191,19 +192,13 @@ func notTraced(snap snapshot) string {
 	}
 }
 
-// begin tells of what is not seen when the trace begins: later changes are events of their
-// own. offset makes the time of day of an event's time.
+// begin tells of what is not seen when the trace begins. offset makes the time of day of an
+// event's time.
 func (s *session) begin(st bpf.Status, offset time.Duration) error {
-	if st.Blind == 0 {
-		return nil
+	if ev := guest.CoverageEvent(st, offset); ev != nil {
+		return s.Event(ev)
 	}
-	return s.Event(&bpf.Event{
-		Time: uint64(time.Now().UnixNano() - int64(offset)),
-		Vm:   st.Vm,
-		Kind: bpf.EventCoverage,
-		Nr:   -1,
-		Args: [6]uint64{uint64(st.Covered), uint64(st.Blind)},
-	})
+	return nil
 }
 
 // follow ends the trace when the domain's VM, which process pid runs, is no longer the one

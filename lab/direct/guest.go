@@ -46,6 +46,10 @@ type Config struct {
 	// DiskMiB bounds Files and Result; 0 means 64.
 	DiskMiB int
 
+	// QMP are paths of further QMP sockets, which QEMU makes; each serves one client
+	// at a time.
+	QMP []string
+
 	// Reboot lets the guest boot again when it is reset; otherwise that ends it.
 	Reboot bool
 }
@@ -93,6 +97,9 @@ func (c Config) args(dir string, used int64) []string {
 		"-device", "virtio-blk-device,drive=disk",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD),
 		"-mon", "chardev=qmp,mode=control",
+	}
+	for _, socket := range c.QMP {
+		args = append(args, "-qmp", "unix:"+socket+",server=on,wait=off")
 	}
 	if !c.Reboot {
 		args = append(args, "-no-reboot")

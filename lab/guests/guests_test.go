@@ -53,8 +53,8 @@ func TestGuests(t *testing.T) {
 						t.Error(o.err)
 						return
 					}
-					t.Logf("%d symbols and %d threads are equal; %v cold by %s (%v to open it, %+v), %v again, at most %d MiB",
-						o.symbols, o.threads, o.cold, o.path, o.open, o.steps, o.again, o.peak>>20)
+					t.Logf("%d symbols, %d threads and %d processes are equal; %v cold by %s and %s (%v to open memory, %+v), %v known, at most %d MiB",
+						o.symbols, o.threads, o.processes, o.cold, o.path, o.found, o.open, o.steps, o.known, o.peak>>20)
 				})
 			}
 		})
@@ -100,7 +100,7 @@ func (o *outcome) run(t *testing.T, stock *image.Stock) error {
 	if err := checkMachine(t, g, m, stock); err != nil {
 		return err
 	}
-	g.Run(t, startKnown)
+	startKnown(t, g)
 
 	mem, l, err := o.resolve(t, g)
 	if err != nil {
@@ -113,7 +113,10 @@ func (o *outcome) run(t *testing.T, stock *image.Stock) error {
 	if o.symbols, err = compareSymbols(t, g, l); err != nil {
 		return err
 	}
-	o.threads, err = compareTasks(t, g, mem, l)
+	if o.threads, err = compareTasks(t, g, mem, l); err != nil {
+		return err
+	}
+	o.processes, err = compareProcesses(t, g, mem, l)
 	return err
 }
 
@@ -138,13 +141,15 @@ func checkMachine(t *testing.T, g *qmptest.Guest, m machine, stock *image.Stock)
 	return nil
 }
 
-// resolve finds the layout from nothing, twice. The memory is the caller's to close.
+// resolve finds the layout from nothing, and once more knowing the kernel. The memory is
+// the caller's to close.
 func (o *outcome) resolve(t *testing.T, g *qmptest.Guest) (*qmp.Memory, *layout.Layout, error) {
 	t.Helper()
 	var (
-		mem  *qmp.Memory
-		l    *layout.Layout
-		open time.Duration
+		resolver layout.Resolver
+		mem      *qmp.Memory
+		l        *layout.Layout
+		open     time.Duration
 	)
 	once := func() error {
 		start := time.Now()
@@ -153,7 +158,7 @@ func (o *outcome) resolve(t *testing.T, g *qmptest.Guest) (*qmp.Memory, *layout.
 			return err
 		}
 		open = time.Since(start)
-		if l, err = layout.Resolve(t.Context(), mem, mem.Ranges(), layout.Hint{}); err != nil {
+		if l, err = resolver.Resolve(t.Context(), mem, mem.Ranges(), layout.Hint{}); err != nil {
 			return errors.Join(err, mem.Close())
 		}
 		return nil
@@ -162,13 +167,21 @@ func (o *outcome) resolve(t *testing.T, g *qmptest.Guest) (*qmp.Memory, *layout.
 	if o.cold, o.peak, err = measure(once); err != nil {
 		return nil, nil, err
 	}
-	o.path, o.open, o.steps = mem.Path(), open, l.Timing
+	o.path, o.found, o.open, o.steps = mem.Path(), string(l.Source), open, l.Timing
+	if l.SymbolSource != layout.OriginNote {
+		o.found += ", " + string(l.SymbolSource)
+	}
 	if err := mem.Close(); err != nil {
 		return nil, nil, err
 	}
-	l = nil
-	o.again, _, err = measure(once)
-	return mem, l, err
+	cold := l
+	if o.known, _, err = measure(once); err != nil {
+		return nil, nil, err
+	}
+	if cold.Rebased || !l.Rebased || l.LSTAR != cold.LSTAR {
+		return nil, nil, errors.Join(fmt.Errorf("of a kernel met before: rebased %v, at %#x; before: %v, %#x", l.Rebased, l.LSTAR, cold.Rebased, cold.LSTAR), mem.Close())
+	}
+	return mem, l, nil
 }
 
 func openMemory(t *testing.T, g *qmptest.Guest) (*qmp.Memory, error) {

@@ -3,6 +3,7 @@
 package guests
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -23,7 +24,7 @@ func startLife(t *testing.T) *qmptest.Guest {
 }
 
 // resolveEqual finds the layout of the guest as it is now, from nothing, and holds its
-// symbols and threads against the guest's.
+// symbols, threads and processes against the guest's.
 func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 	t.Helper()
 	mem, err := openMemory(t, g)
@@ -46,7 +47,11 @@ func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d symbols and %d threads are equal; the kernel is at %#x", n, threads, l.KASLR)
+	processes, err := compareProcesses(t, g, mem, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d symbols, %d threads and %d processes are equal; the kernel is at %#x", n, threads, processes, l.KASLR)
 	return l
 }
 
@@ -54,7 +59,7 @@ func resolveEqual(t *testing.T, g *qmptest.Guest) *layout.Layout {
 // it: each time the kernel that runs is found, not one that left its memory behind.
 func TestKernelsComeAndGo(t *testing.T) {
 	g := startLife(t)
-	g.Run(t, startKnown)
+	startKnown(t, g)
 	first := resolveEqual(t, g)
 	snapshot := g.Snapshot(t)
 
@@ -65,8 +70,11 @@ func TestKernelsComeAndGo(t *testing.T) {
 			t.Fatalf("%d resets at one address: nothing was followed", resets)
 		}
 		g.Reset(t)
-		g.Run(t, startKnown)
+		startKnown(t, g)
 		next = resolveEqual(t, g)
+		if next.LSTAR != first.LSTAR {
+			rejectKernel(t, g, first.LSTAR)
+		}
 	}
 
 	// The domain is a transient one, which forgets its snapshots when it is saved.
@@ -81,6 +89,20 @@ func TestKernelsComeAndGo(t *testing.T) {
 		t.Fatalf("after the restore the guest is in the QEMU of before, %d", pid)
 	}
 	sameKernel(t, "restore", resolveEqual(t, g), first)
+}
+
+// rejectKernel checks that no layout is found of a kernel that a CPU entered at lstar,
+// which is not the guest's any more.
+func rejectKernel(t *testing.T, g *qmptest.Guest, lstar uint64) {
+	t.Helper()
+	mem, err := openMemory(t, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if l, err := layout.Resolve(t.Context(), mem, mem.Ranges(), layout.Hint{LSTAR: lstar}); !errors.Is(err, layout.ErrRejected) {
+		t.Errorf("of the kernel before, which was entered at %#x: %+v, %v; want ErrRejected", lstar, l, err)
+	}
 }
 
 func sameKernel(t *testing.T, after string, got, want *layout.Layout) {

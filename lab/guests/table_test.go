@@ -22,18 +22,20 @@ type outcome struct {
 	release string // of the kernel, as Debian's package names it
 
 	path        qmp.Path      // by which memory was read
-	cold, again time.Duration // from nothing to a layout, and the same once more
+	found       string        // by what the kernel was, and its symbols
+	cold, known time.Duration // from nothing to a layout, and the same of a kernel met before
 	open        time.Duration // until there was memory to read, of cold
 	steps       layout.Timing // the rest of cold
 	peak        uint64        // bytes: the most that the process had resident meanwhile
 	symbols     int           // compared
 	threads     int           // compared
+	processes   int           // compared
 
 	err error
 }
 
 // columns are the table's.
-const columns = "| Debian | flavour | kernel | boots | symbols | threads | cold, ms | again, ms | memory, note, kallsyms, BTF, checks, ms | read by | peak RSS, MiB |"
+const columns = "| Debian | flavour | kernel | boots | symbols | threads | processes | cold, ms | known, ms | memory, find, kallsyms, BTF, checks, ms | read by | found by | peak RSS, MiB |"
 
 // row is a line of the table: what the boots of one cell came to. Figures are those of
 // the boots that succeeded.
@@ -73,20 +75,21 @@ func row(outcomes []*outcome) string {
 		slices.Sort(all)
 		return strings.Join(slices.Compact(all), ", ")
 	}
-	threads, peak := 0, uint64(0)
+	threads, processes, peak := 0, 0, uint64(0)
 	for _, o := range good {
-		threads, peak = threads+o.threads, max(peak, o.peak)
+		threads, processes, peak = threads+o.threads, processes+o.processes, max(peak, o.peak)
 	}
-	return fmt.Sprintf("%s | %s | %d | %s | %s | %.1f, %.1f, %.1f, %.1f, %.1f | %s | %d |", head,
-		distinct(func(o *outcome) string { return fmt.Sprint(o.symbols) }), threads,
+	return fmt.Sprintf("%s | %s | %d | %d | %s | %s | %.1f, %.1f, %.1f, %.1f, %.1f | %s | %s | %d |", head,
+		distinct(func(o *outcome) string { return fmt.Sprint(o.symbols) }), threads, processes,
 		spread(func(o *outcome) time.Duration { return o.cold }),
-		spread(func(o *outcome) time.Duration { return o.again }),
+		spread(func(o *outcome) time.Duration { return o.known }),
 		median(func(o *outcome) time.Duration { return o.open }),
-		median(func(o *outcome) time.Duration { return o.steps.Note }),
+		median(func(o *outcome) time.Duration { return o.steps.Find }),
 		median(func(o *outcome) time.Duration { return o.steps.Symbols }),
 		median(func(o *outcome) time.Duration { return o.steps.Types }),
 		median(func(o *outcome) time.Duration { return o.steps.Checks }),
-		distinct(func(o *outcome) string { return string(o.path) }), (peak+1<<20-1)>>20)
+		distinct(func(o *outcome) string { return string(o.path) }),
+		distinct(func(o *outcome) string { return o.found }), (peak+1<<20-1)>>20)
 }
 
 // rowKey is how the row of a cell begins.
@@ -154,11 +157,11 @@ func writeRows(path string, rows map[cell]string) error {
 
 func TestRow(t *testing.T) {
 	boots := []*outcome{
-		{cell: cells[1], release: "5.10.0-1-cloud-amd64", path: qmp.PathProcessVM, cold: 30 * time.Millisecond, again: 10 * time.Millisecond, open: 2 * time.Millisecond, peak: 1<<20 + 1, symbols: 7, threads: 4},
+		{cell: cells[1], release: "5.10.0-1-cloud-amd64", path: qmp.PathProcessVM, found: "a note", cold: 30 * time.Millisecond, known: 10 * time.Millisecond, open: 2 * time.Millisecond, peak: 1<<20 + 1, symbols: 7, threads: 4, processes: 2},
 		{cell: cells[1], release: "5.10.0-1-cloud-amd64", err: errors.New("it is another")},
-		{cell: cells[1], release: "5.10.0-1-cloud-amd64", path: qmp.PathPeek, cold: 50 * time.Millisecond, again: 20 * time.Millisecond, open: 2 * time.Millisecond, symbols: 7, threads: 5},
+		{cell: cells[1], release: "5.10.0-1-cloud-amd64", path: qmp.PathPeek, found: "a note", cold: 50 * time.Millisecond, known: 20 * time.Millisecond, open: 2 * time.Millisecond, symbols: 7, threads: 5, processes: 3},
 	}
-	const want = "| bullseye | cloud-amd64 | 5.10.0-1-cloud-amd64 | 2 of 3 | 7 | 9 | 40 (max 50) | 15 (max 20) | 2.0, 0.0, 0.0, 0.0, 0.0 | process_vm_readv, virDomainMemoryPeek | 2 |"
+	const want = "| bullseye | cloud-amd64 | 5.10.0-1-cloud-amd64 | 2 of 3 | 7 | 9 | 5 | 40 (max 50) | 15 (max 20) | 2.0, 0.0, 0.0, 0.0, 0.0 | process_vm_readv, virDomainMemoryPeek | a note | 2 |"
 	if got := row(boots); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -10,4 +10,7 @@
 // can be imported into a [Store]. The guest controls all of them, so every length
 // and count is bounded, and a layout is accepted only after cross-checks that a
 // wrong one fails.
+//
+// With a layout the guest can be read: [Layout.Processes] lists its processes and
+// [Layout.KernelLog] its kernel's messages, while it runs and changes them.
 package layout

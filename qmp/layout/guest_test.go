@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -187,7 +188,7 @@ func testResolve(t *testing.T, cfg qmptest.Config) {
 		t.Fatal(err)
 	}
 	t.Logf("resolved through libvirt in %v: %+v", again.Timing.Total(), again.Timing)
-	if a, b := plain(l), plain(again); a != b {
+	if a, b := plain(l), plain(again); !reflect.DeepEqual(a, b) {
 		t.Errorf("layouts differ by path:\n%+v\n%+v", a, b)
 	}
 }
@@ -195,7 +196,7 @@ func testResolve(t *testing.T, cfg qmptest.Config) {
 // plain returns the layout without what differs between two resolutions.
 func plain(l *Layout) Layout {
 	c := *l
-	c.Timing, c.symbols = Timing{}, nil
+	c.Timing, c.symbols, c.members = Timing{}, nil, nil
 	c.Source, c.SymbolSource, c.TypeSource, c.Rebased, c.Anchored = "", "", "", false, false
 	return c
 }
@@ -452,7 +453,7 @@ func TestResolveFollowsGuest(t *testing.T) {
 		}
 		// From the second boot on it needs only new addresses.
 		again, err := known.Resolve(t.Context(), mem, mem.Ranges(), Hint{LSTAR: lstar})
-		if err != nil || again.Rebased != (boot > 1) || plain(again) != plain(l) {
+		if err != nil || again.Rebased != (boot > 1) || !reflect.DeepEqual(plain(again), plain(l)) {
 			t.Errorf("boot %d: %+v, %v; want what is new to us: %+v", boot, again, err, l)
 		} else if boot > 1 {
 			t.Logf("boot %d: known kernel resolved in %v: %+v", boot, again.Timing.Total(), again.Timing)
@@ -578,7 +579,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 	t.Run("note is overwritten", func(t *testing.T) {
 		for at, patch := range map[uint64][]byte{0: zeros(4), 4: ones(4), 12: []byte("vmcoreinfo")} {
 			got, err := Resolve(t.Context(), patched{mem, map[uint64][]byte{n.addr + at: patch}}, mem.Ranges(), Hint{})
-			if err != nil || got.Source != SourceScan || plain(got) != plain(l) {
+			if err != nil || got.Source != SourceScan || !reflect.DeepEqual(plain(got), plain(l)) {
 				t.Errorf("byte %d: %+v, %v; want the same layout by a search", at, got, err)
 			}
 		}
@@ -601,7 +602,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 			patches[scanStart+i*pageSize] = forged
 		}
 		got, err := Resolve(t.Context(), patched{mem, patches}, mem.Ranges(), Hint{})
-		if err != nil || plain(got) != plain(l) {
+		if err != nil || !reflect.DeepEqual(plain(got), plain(l)) {
 			t.Errorf("with %d forged notes: %v", len(patches), err)
 		}
 		for i := range uint64(4 * maxCandidates) {

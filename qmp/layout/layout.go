@@ -98,6 +98,7 @@ type Layout struct {
 	Timing Timing
 
 	tasks   taskOffsets
+	members map[string]Member
 	symbols *symbols
 }
 

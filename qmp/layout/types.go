@@ -125,6 +125,7 @@ func (l *Layout) takeOffsets(types *btfTypes) error {
 		return fmt.Errorf("struct pt_regs has %d bytes", size[regs])
 	}
 	l.PtRegsSize = uint32(size[regs])
+	l.members = takeMembers(types)
 
 	if err := l.findStackSize(size[stack]); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -96,7 +97,7 @@ func TestResolveWays(t *testing.T) {
 	}
 	same := func(t *testing.T, l *Layout) {
 		t.Helper()
-		if a, b := plain(l), plain(want); a != b {
+		if a, b := plain(l), plain(want); !reflect.DeepEqual(a, b) {
 			t.Errorf("layout\n%+v, want\n%+v", a, b)
 		}
 		if l.SymbolSource == OriginImport {

@@ -72,8 +72,9 @@ type Guest struct {
 	Conn *libvirt.Connect
 	// PID is QEMU's process id.
 	PID int
+	// Libvirt is the daemon that owns it.
+	Libvirt *libvirttest.Daemon
 
-	daemon *libvirttest.Daemon
 	socket string
 	conn   net.Conn
 	lines  *bufio.Scanner
@@ -120,7 +121,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
 	}
 	tb.Cleanup(func() { _, _ = conn.Close() })
 
-	g := &Guest{Conn: conn, daemon: d, socket: filepath.Join(d.Dir, "guest.sock")}
+	g := &Guest{Conn: conn, Libvirt: d, socket: filepath.Join(d.Dir, "guest.sock")}
 	if cfg.MemoryMiB == 0 {
 		cfg.MemoryMiB = 512
 	}
@@ -182,7 +183,7 @@ func Start(tb testing.TB, cfg Config) *Guest {
 // attach finds the domain's QEMU and talks to its guest.
 func (g *Guest) attach(tb testing.TB) {
 	tb.Helper()
-	b, err := os.ReadFile(filepath.Join(g.daemon.StatusDir, name+".pid"))
+	b, err := os.ReadFile(filepath.Join(g.Libvirt.StatusDir, name+".pid"))
 	if err != nil {
 		tb.Fatal(err)
 	}
