@@ -196,7 +196,7 @@ func testResolve(t *testing.T, cfg qmptest.Config) {
 // plain returns the layout without what differs between two resolutions.
 func plain(l *Layout) Layout {
 	c := *l
-	c.Timing, c.symbols = Timing{}, nil
+	c.Timing, c.symbols, c.members = Timing{}, nil, nil
 	c.Source, c.SymbolSource, c.TypeSource, c.Rebased, c.Anchored = "", "", "", false, false
 	return c
 }
@@ -554,7 +554,7 @@ func TestResolveRejectsCorruptGuest(t *testing.T) {
 		"endless BTF":           {map[uint64][]byte{btfStart + 8: ones(16)}, "usable BTF: types"},
 		"overlong BTF header":   {map[uint64][]byte{btfStart + 4: ones(4)}, "usable BTF"},
 		"unknown BTF kinds":     {map[uint64][]byte{btfStart + 24: ones(64)}, "unknown kind"},
-		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "typedefs"},
+		"BTF of typedefs":       {map[uint64][]byte{btfStart + 24: types()}, "usable BTF"},
 		"another first task":    {map[uint64][]byte{symbol("init_task") + uint64(l.TaskComm): []byte("init\x00")}, `init_task is "init"`},
 		"first task with a pid": {map[uint64][]byte{symbol("init_task") + uint64(l.TaskPID): ones(4)}, "pid -1"},
 		"another first stack":   {map[uint64][]byte{symbol("init_task") + uint64(l.TaskStack): word(1 << 20)}, "init_stack"},

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fakeKernel is the memory of a small kernel that a test makes: its image is all there is.
-type fakeKernel struct {
+// smallKernel is the memory of a small kernel that a test makes: its image is all there is.
+type smallKernel struct {
 	l     *Layout
 	image []byte
 	mem   ram
@@ -39,11 +39,11 @@ const (
 	kernelEnd
 )
 
-// newKernel returns one with a process and one message, in structures that have
+// newKernel returns a kernel with one process and one message, in structures that have
 // nothing but what is read.
-func newKernel() fakeKernel {
+func newKernel() smallKernel {
 	space, image := newImage(nil)
-	k := fakeKernel{image: image, mem: space.mem.(ram)}
+	k := smallKernel{image: image, mem: space.mem.(ram)}
 	l := &Layout{PageTable: pgd, Levels: 4, InitTask: kernelInit, members: make(map[string]Member)}
 	k.l = l
 	ends := make(map[string]uint32)
@@ -182,7 +182,7 @@ func TestSmallKernel(t *testing.T) {
 }
 
 // fuzzKernel adds the small kernel to a fuzz target's corpus: all that is in its image.
-func fuzzKernel(f *testing.F) fakeKernel {
+func fuzzKernel(f *testing.F) smallKernel {
 	k := newKernel()
 	f.Add(append([]byte(nil), k.image[:kernelEnd-imageStart]...))
 	return k
