@@ -123,11 +123,11 @@ lab-test: lab-files ## run the end-to-end tests on the lab's host (HOST=name RUN
 		'/frail/lab/install.sh && exec /frail/lab/e2e.test -test.v -test.timeout $(TEST_TIMEOUT) -test.run "$(RUN)"'
 endif
 
+# The frail command runs on the AMD host only: there it has the libraries, and time to unpack it.
+COMMAND := $(if $(filter amd,$(VENDOR)),frail)
 # The small host gets these of this tree, at the places where the lab's host has them.
 SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --memory 2048 --file $H/guest=guest \
 	$(foreach f,frail.ko livepatch.ko proof.test lab-cost $(COMMAND),--file $H/lab/$f=lab/$f)
-# Only there it has the libraries, and time to unpack it.
-COMMAND = $(if $(filter amd,$(VENDOR)),frail)
 PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT)
 
 small-files: lab-module
