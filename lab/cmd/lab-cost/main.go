@@ -93,6 +93,11 @@ var consumers = []struct {
 	{"identity, and a BPF filter nothing passes", func(vm *device.VM) (func() error, error) {
 		return attachTracer(tracer.Options{VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: []string{"t-nobody"}}})
 	}},
+	{"identity, who that is, and a BPF filter nothing passes", func(vm *device.VM) (func() error, error) {
+		return attachTracer(tracer.Options{
+			VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: []string{"t-nobody"}}, Processes: true,
+		})
+	}},
 	{"identity, and every event into a ring buffer", func(vm *device.VM) (func() error, error) {
 		return attachTracer(tracer.Options{VMs: []uint32{vm.ID()}, RingBytes: tracer.MaxRingBytes})
 	}},
