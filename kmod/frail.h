@@ -73,6 +73,7 @@ struct frail_task_key {
 	u64 start;
 	u64 cred;
 	u64 cgroups;
+	bool wanted;		/* somebody wants descriptions; if not, the rest is not read */
 };
 
 /* The system call a guest task made last. */

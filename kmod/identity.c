@@ -60,7 +60,7 @@ static bool read_key(struct frail_window *w, u64 task, struct frail_task_key *ke
  * @vcpu: the vCPU that made the call or returns from it
  * @lstar: its LSTAR
  * @ev: the event; unchanged where the layout is missing or the task unreadable
- * @key: what the thread's description depends on; only if somebody wants descriptions
+ * @key: what the thread's description depends on
  *
  * At a kernel entry and at SYSRET, KERNEL_GS_BASE holds the kernel's per-CPU base:
  * swapgs has not run yet, or has already.
@@ -71,13 +71,15 @@ void frail_identify(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 	struct frail_window w = { .vcpu = vcpu, .l = layout_of(vm, vcpu, lstar) };
 	u64 task, comm[2];
 
+	/* Asked once a call: whoever comes to want them later gets whole ones. */
+	key->wanted = trace_guest_process_enabled();
 	BUILD_BUG_ON(sizeof(comm) != sizeof(ev->comm));
 	if (!w.l)
 		return;
 	if (!frail_read_word(&w, frail_msr(vcpu, MSR_KERNEL_GS_BASE) + w.l->current_task,
 			     &task) ||
 	    !read_ids(&w, task, ev) ||
-	    (trace_guest_process_enabled() && !read_key(&w, task, key)) ||
+	    (key->wanted && !read_key(&w, task, key)) ||
 	    !frail_read_word(&w, task + w.l->task_comm, &comm[0]) ||
 	    !frail_read_word(&w, task + w.l->task_comm + sizeof(u64), &comm[1])) {
 		ev->pid = 0;
@@ -122,7 +124,7 @@ static struct frail_task *new_task(struct frail_bucket *b)
  */
 static bool was_told(const struct frail_told *told, const struct frail_task_key *key, u32 epoch)
 {
-	return told->who && told->epoch == epoch &&
+	return key->wanted && told->who && told->epoch == epoch &&
 	       !((told->key.mm ^ key->mm) | (told->key.parent ^ key->parent) |
 		 (told->key.start ^ key->start) | (told->key.cred ^ key->cred) |
 		 (told->key.cgroups ^ key->cgroups));
@@ -138,7 +140,7 @@ static u64 tell(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 {
 	const struct frail_layout *l;
 
-	if (!trace_guest_process_enabled())
+	if (!key->wanted)
 		return 0;
 	l = layout_of(vm, vcpu, lstar);
 	return l ? frail_describe(vm, vcpu, l, ev, key) : 0;
@@ -310,7 +312,7 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 	/* Another pid: a new thread in the place of one that died in its call. */
 	if (t && t->call.pid == ev->pid) {
 		before = t->call;
-		if (trace_guest_process_enabled() && was_told(&t->told, key, epoch))
+		if (was_told(&t->told, key, epoch))
 			ev->who = t->told.who;
 	}
 	spin_unlock(&b->lock);
@@ -381,7 +383,7 @@ void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 			ev->flags |= FRAIL_EVENT_NR;
 			t->call.pending = false;
 		}
-		if (trace_guest_process_enabled() && was_told(&t->told, key, epoch))
+		if (was_told(&t->told, key, epoch))
 			ev->who = t->told.who;
 	}
 	spin_unlock(&b->lock);

@@ -55,8 +55,12 @@ static bool prepend(struct frail_window *w, struct path_buf *p, u64 name, u64 le
 	return true;
 }
 
-/* Moves a path to the front of its buffer and pads it. */
-static void finish(struct path_buf *p)
+/*
+ * Moves a path to the front of its buffer and pads it.
+ *
+ * Return: of @known and @cut, which hold for it.
+ */
+static u32 finish(struct path_buf *p, u32 known, u32 cut)
 {
 	u8 *begin = p->end - FRAIL_PATH_LEN;
 
@@ -64,18 +68,17 @@ static void finish(struct path_buf *p)
 		*(p->end - ++p->len) = '/';
 	memmove(begin, p->end - p->len, p->len);
 	memset(begin + p->len, 0, FRAIL_PATH_LEN - p->len);
+	return p->cut ? known | cut : known;
 }
 
-/* The path of a file from the root of its mount namespace: Linux's prepend_path(). */
-static bool exe_path(struct frail_window *w, u64 file, struct path_buf *path)
+/* The path of a dentry from the root of its mount namespace: Linux's prepend_path(). */
+static bool exe_path(struct frail_window *w, u64 mnt, u64 dentry, struct path_buf *path)
 {
 	const struct frail_layout *l = w->l;
-	u64 mnt, dentry, root, mount, up, hash_len, name;
+	u64 root, mount, up, hash_len, name;
 	int i;
 
-	if (l->dentry_name == FRAIL_NO_OFFSET || l->mount_mnt == FRAIL_NO_OFFSET ||
-	    !follow(w, file, l->file_path, &mnt) ||
-	    !frail_read_word(w, file + l->file_path + PATH_DENTRY, &dentry))
+	if (l->dentry_name == FRAIL_NO_OFFSET || l->mount_mnt == FRAIL_NO_OFFSET)
 		return false;
 	for (i = 0; i < MAX_STEPS && !path->cut; i++) {
 		if (!frail_read_word(w, mnt + VFSMOUNT_ROOT, &root))
@@ -109,20 +112,18 @@ static bool exe_path(struct frail_window *w, u64 file, struct path_buf *path)
 static void describe_exe(struct frail_window *w, u64 mm, struct frail_process *p)
 {
 	struct path_buf path = { .end = p->exe + FRAIL_PATH_LEN };
-	u64 file, dentry, pprev;
+	u64 file, mnt, dentry, pprev;
 
-	if (!mm || !follow(w, mm, w->l->mm_exe_file, &file) || !file)
+	if (!mm || !follow(w, mm, w->l->mm_exe_file, &file) || !file ||
+	    !follow(w, file, w->l->file_path, &mnt) ||
+	    !frail_read_word(w, file + w->l->file_path + PATH_DENTRY, &dentry))
 		return;
-	if (!exe_path(w, file, &path)) {
+	if (!exe_path(w, mnt, dentry, &path)) {
 		memset(p->exe, 0, sizeof(p->exe));
 		return;
 	}
-	finish(&path);
-	p->known |= FRAIL_PROCESS_EXE;
-	if (path.cut)
-		p->known |= FRAIL_PROCESS_EXE_CUT;
+	p->known |= finish(&path, FRAIL_PROCESS_EXE, FRAIL_PROCESS_EXE_CUT);
 	if (w->l->dentry_hash != FRAIL_NO_OFFSET &&
-	    frail_read_word(w, file + w->l->file_path + PATH_DENTRY, &dentry) &&
 	    frail_read_word(w, dentry + w->l->dentry_hash + HASH_PPREV, &pprev) && !pprev)
 		p->known |= FRAIL_PROCESS_EXE_DELETED;
 }
@@ -176,10 +177,7 @@ static void describe_cgroup(struct frail_window *w, u64 cgroups, struct frail_pr
 		memset(p->cgroup, 0, sizeof(p->cgroup));
 		return;
 	}
-	finish(&path);
-	p->known |= FRAIL_PROCESS_CGROUP;
-	if (path.cut)
-		p->known |= FRAIL_PROCESS_CGROUP_CUT;
+	p->known |= finish(&path, FRAIL_PROCESS_CGROUP, FRAIL_PROCESS_CGROUP_CUT);
 }
 
 static void describe_ids(struct frail_window *w, u64 task, const struct frail_task_key *key,

@@ -128,7 +128,9 @@ TRACE_EVENT(guest_process,
 		__field(s32, ppid)
 		__field(s32, ns_pid)
 		__field(u32, uid)
+		__field(u32, gid)
 		__field(u32, euid)
+		__field(u32, egid)
 		__array(char, exe, FRAIL_PATH_LEN)
 		__array(char, cgroup, FRAIL_PATH_LEN)
 	),
@@ -148,14 +150,17 @@ TRACE_EVENT(guest_process,
 		__entry->ppid = p->ppid;
 		__entry->ns_pid = p->ns_pid;
 		__entry->uid = p->uid;
+		__entry->gid = p->gid;
 		__entry->euid = p->euid;
+		__entry->egid = p->egid;
 		memcpy(__entry->exe, p->exe, FRAIL_PATH_LEN);
 		memcpy(__entry->cgroup, p->cgroup, FRAIL_PATH_LEN);
 	),
-	TP_printk("vm=%u vcpu=%u task=%llx who=%llu pid=%d tgid=%d comm=%.16s start=%llu known=%x ppid=%d ns_pid=%d uid=%u euid=%u exe=%.256s cgroup=%.256s",
+	TP_printk("vm=%u vcpu=%u task=%llx who=%llu pid=%d tgid=%d comm=%.16s start=%llu known=%x ppid=%d ns_pid=%d uid=%u gid=%u euid=%u egid=%u exe=%.256s cgroup=%.256s",
 		  __entry->vm, __entry->vcpu, __entry->task, __entry->who, __entry->pid,
 		  __entry->tgid, __entry->comm, __entry->start, __entry->known,
-		  __entry->ppid, __entry->ns_pid, __entry->uid, __entry->euid,
+		  __entry->ppid, __entry->ns_pid, __entry->uid, __entry->gid,
+		  __entry->euid, __entry->egid,
 		  __entry->exe, __entry->cgroup)
 );
 
