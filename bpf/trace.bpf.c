@@ -94,10 +94,14 @@ static __always_inline void lose(__u32 cause)
 		__sync_fetch_and_add(&todo->lost[cause], 1);
 }
 
-/* Fills in an event's record of the ring; on failure the caller gives it up. */
-static __always_inline bool fill(struct frail_event *dst, const struct frail_event_args *args)
+/*
+ * Fills in a record of the ring, of size bytes from the event on; on failure the caller
+ * gives it up.
+ */
+static __always_inline bool fill(struct frail_event *dst, __u32 size,
+				 const struct frail_event_args *args)
 {
-	if (bpf_probe_read_kernel(dst, sizeof(*dst), (const void *)args->event)) {
+	if (bpf_probe_read_kernel(dst, size, (const void *)args->event)) {
 		lose(FRAIL_LOSS_READ_FAULT);
 		return false;
 	}
@@ -122,7 +126,7 @@ static __always_inline void deliver(const struct frail_event_args *args)
 			lose(FRAIL_LOSS_RING_FULL);
 			return;
 		}
-		if (!fill(&after_gap->event, args)) {
+		if (!fill(&after_gap->event, sizeof(after_gap->event), args)) {
 			bpf_ringbuf_discard(after_gap, 0);
 			return;
 		}
@@ -139,7 +143,7 @@ static __always_inline void deliver(const struct frail_event_args *args)
 		lose(FRAIL_LOSS_RING_FULL);
 		return;
 	}
-	if (!fill(dst, args)) {
+	if (!fill(dst, sizeof(*dst), args)) {
 		bpf_ringbuf_discard(dst, 0);
 		return;
 	}
@@ -255,12 +259,10 @@ int guest_process(struct frail_event_args *args)
 		lose(FRAIL_LOSS_RING_FULL);
 		return 0;
 	}
-	if (bpf_probe_read_kernel(dst, sizeof(*dst), (const void *)args->event)) {
-		lose(FRAIL_LOSS_READ_FAULT);
+	if (!fill(&dst->head, sizeof(*dst), args)) {
 		bpf_ringbuf_discard(dst, 0);
 		return 0;
 	}
-	dst->head.time = bpf_ktime_get_boot_ns();
 	bpf_ringbuf_submit(dst, 0);
 	return 0;
 }
