@@ -67,7 +67,7 @@ func (o *guestOptions) withGuest(ctx context.Context, opts *options, args []stri
 		return err
 	}
 	defer mem.Close()
-	l, err := importedLayouts().Resolve(ctx, mem, mem.Ranges(), layout.Hint{})
+	l, err := q.layouts.Resolve(ctx, mem, mem.Ranges(), layout.Hint{})
 	if err != nil {
 		return err
 	}
@@ -78,6 +78,7 @@ func (o *guestOptions) withGuest(ctx context.Context, opts *options, args []stri
 type qemu struct {
 	monitor *qmp.SocketMonitor
 	pid     int
+	layouts *layout.Resolver
 }
 
 func (o *guestOptions) dial(ctx context.Context) (*qemu, error) {
@@ -90,7 +91,7 @@ func (o *guestOptions) dial(ctx context.Context) (*qemu, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &qemu{monitor: m, pid: o.pid}
+	q := &qemu{monitor: m, pid: o.pid, layouts: importedLayouts()}
 	if q.pid == 0 {
 		if q.pid, err = m.PeerPID(); err != nil {
 			return nil, errors.Join(err, m.Disconnect())

@@ -10,8 +10,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"frail/api"
 	"frail/bpf"
 	"frail/cmd/internal/guest"
@@ -21,7 +19,6 @@ import (
 	"frail/qmp/layout"
 	"frail/tracer"
 	"frail/tracer/format"
-	"frail/tracer/syscalls"
 )
 
 // What ends a trace of a QEMU in order.
@@ -37,12 +34,9 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	if err != nil {
 		return fmt.Errorf("--exits: %w", err)
 	}
-	filter := tracer.Filter{}
-	if filter.Syscalls, err = syscalls.ParseFilter(t.syscalls); err != nil {
+	filter, err := guest.Filter(t.syscalls, t.comm)
+	if err != nil {
 		return err
-	}
-	if t.comm != "" {
-		filter.Comms = []string{t.comm}
 	}
 	q, err := g.dial(ctx)
 	if err != nil {
@@ -153,24 +147,11 @@ func (q *qemu) proven(ctx context.Context) error {
 }
 
 func (q *qemu) arm(exits hooks.Exits) (*device.VM, error) {
-	dev, err := device.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer dev.Close()
-	fd, err := device.KVMVM(q.pid)
+	vm, err := device.ArmProcess(q.pid, guest.Exits(exits))
 	if errors.Is(err, device.ErrNoKVMVM) {
-		return nil, fmt.Errorf("%w: only guests that run with KVM can be traced", err)
+		err = fmt.Errorf("%w: only guests that run with KVM can be traced", err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	mode := uint32(bpf.ExitsBoth)
-	if exits == hooks.ExitsEntry {
-		mode = bpf.ExitsEntry
-	}
-	return dev.Arm(fd, mode)
+	return vm, err
 }
 
 // whileAlive cancels when QEMU ends or lets go of the connection.
@@ -244,7 +225,7 @@ func (q *qemu) look(ctx context.Context, vm *device.VM, st bpf.Status) error {
 		return err
 	}
 	defer mem.Close()
-	l, err := importedLayouts().Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: st.Lstar, CR3: st.Cr3})
+	l, err := q.layouts.Resolve(ctx, mem, mem.Ranges(), layout.Hint{LSTAR: st.Lstar, CR3: st.Cr3})
 	if err != nil {
 		return err
 	}

@@ -54,9 +54,9 @@ var errRestarted = errors.New("the guest started another kernel while it was rea
 
 // read calls f with the guest of a domain, which need not be traced.
 func (s *server) read(ctx context.Context, key string, f func(context.Context, *guest.Guest) error) error {
-	d := s.manager.find(key)
-	if d == nil {
-		return status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", key)
+	d, err := s.domain(key)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -71,7 +71,7 @@ func (s *server) read(ctx context.Context, key string, f func(context.Context, *
 	if !snap.Active {
 		return status.Errorf(codes.FailedPrecondition, "domain '%s' is shut off", snap.Name)
 	}
-	err := s.manager.host.withMemory(ctx, snap.State, func(mem *qmp.Memory) error {
+	err = s.manager.host.withMemory(ctx, snap.State, func(mem *qmp.Memory) error {
 		l, err := d.currentLayout(ctx, snap, mem)
 		if err != nil {
 			return err

@@ -9,10 +9,10 @@ import (
 	"log/slog"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 
 	"frail/bpf"
+	"frail/cmd/internal/guest"
 	"frail/hooks"
 	"frail/kmod/device"
 	"frail/qmp"
@@ -31,28 +31,11 @@ type host struct {
 
 // arm puts the VM of a running domain under trace.
 func (h *host) arm(st hooks.State) (*device.VM, error) {
-	dev, err := device.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer dev.Close()
-	fd, err := device.KVMVM(st.PID)
+	vm, err := device.ArmProcess(st.PID, guest.Exits(st.Config.Exits))
 	if errors.Is(err, device.ErrNoKVMVM) {
-		return nil, fmt.Errorf("%w: only domains of type kvm can be traced", err)
+		err = fmt.Errorf("%w: only domains of type kvm can be traced", err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	return dev.Arm(fd, moduleExits(st.Config.Exits))
-}
-
-// moduleExits is what the module calls e.
-func moduleExits(e hooks.Exits) uint32 {
-	if e == hooks.ExitsEntry {
-		return bpf.ExitsEntry
-	}
-	return bpf.ExitsBoth
+	return vm, err
 }
 
 // Keepalive of the connections to libvirt: one that does not answer fails after about 15

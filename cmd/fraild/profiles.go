@@ -21,9 +21,9 @@ import (
 
 // named returns the VM of a domain that is analysed.
 func (s *server) named(key string) (*analysed, error) {
-	d := s.manager.find(key)
-	if d == nil {
-		return nil, status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", key)
+	d, err := s.domain(key)
+	if err != nil {
+		return nil, err
 	}
 	snap, _ := d.snapshot()
 	seq := s.manager.host.sequences
@@ -54,9 +54,9 @@ func (s *server) selected(key string) (uint32, error) {
 func (s *server) Alerts(req *api.AlertsRequest, stream grpc.ServerStreamingServer[api.Alert]) error {
 	uuid := ""
 	if key := req.GetDomain(); key != "" {
-		d := s.manager.find(key)
-		if d == nil {
-			return status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", key)
+		d, err := s.domain(key)
+		if err != nil {
+			return err
 		}
 		snap, _ := d.snapshot()
 		uuid = snap.UUID

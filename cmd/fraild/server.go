@@ -50,6 +50,14 @@ func (s *server) grpc() *grpc.Server {
 	return g
 }
 
+// domain returns the domain of this name, id or UUID.
+func (s *server) domain(key string) (*domain, error) {
+	if d := s.manager.find(key); d != nil {
+		return d, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", key)
+}
+
 // Status implements api.FrailServer.
 func (s *server) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {
 	resp := &api.StatusResponse{

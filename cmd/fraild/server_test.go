@@ -9,7 +9,6 @@ import (
 
 	"frail/api"
 	"frail/bpf"
-	"frail/hooks"
 )
 
 // Clients are told what the module says of a VM.
@@ -30,14 +29,5 @@ func TestDescribeVM(t *testing.T) {
 	}
 	if got := describeVM(bpf.Status{}); got.GetExitsMode() != api.Exits_EXITS_BOTH || len(got.GetCovered()) != 0 {
 		t.Errorf("got %v of an empty status", got)
-	}
-}
-
-// The module is told to trap what the metadata asks for.
-func TestModuleExits(t *testing.T) {
-	for exits, want := range map[hooks.Exits]uint32{hooks.ExitsBoth: bpf.ExitsBoth, hooks.ExitsEntry: bpf.ExitsEntry} {
-		if got := moduleExits(exits); got != want {
-			t.Errorf("%s: %d, want %d", exits, got, want)
-		}
 	}
 }

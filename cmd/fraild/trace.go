@@ -17,7 +17,6 @@ import (
 	"frail/cmd/internal/guest"
 	"frail/tracer"
 	"frail/tracer/format"
-	"frail/tracer/syscalls"
 )
 
 // end is why a trace ends in order: the reason its summary gives.
@@ -46,11 +45,11 @@ func (s *server) Trace(stream traceStream) error {
 	if start == nil {
 		return status.Error(codes.InvalidArgument, "the first message of a trace is not its start")
 	}
-	d := s.manager.find(start.GetDomain())
-	if d == nil {
-		return status.Errorf(codes.NotFound, "failed to get domain '%s': fraild knows none of that name, id or UUID", start.GetDomain())
+	d, err := s.domain(start.GetDomain())
+	if err != nil {
+		return err
 	}
-	filter, err := traceFilter(start)
+	filter, err := guest.Filter(start.GetSyscalls(), start.GetComm())
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -88,18 +87,6 @@ func (s *server) Trace(stream traceStream) error {
 		Processes: start.GetIdentities(),
 		RingBytes: s.manager.host.cfg.Trace.RingBytes,
 	})
-}
-
-func traceFilter(start *api.TraceStart) (tracer.Filter, error) {
-	calls, err := syscalls.ParseFilter(start.GetSyscalls())
-	if err != nil {
-		return tracer.Filter{}, err
-	}
-	f := tracer.Filter{Syscalls: calls}
-	if comm := start.GetComm(); comm != "" {
-		f.Comms = []string{comm}
-	}
-	return f, nil
 }
 
 // session is one Trace call. It is the sink of its tracer.

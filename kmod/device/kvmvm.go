@@ -41,6 +41,21 @@ func KVMVM(pid int) (int, error) {
 	return fd, nil
 }
 
+// ArmProcess is [Device.Arm] for the KVM VM of a process, as [KVMVM] finds it.
+func ArmProcess(pid int, exits uint32) (*VM, error) {
+	dev, err := Open()
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	fd, err := KVMVM(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return dev.Arm(fd, exits)
+}
+
 // takeFD duplicates the one descriptor of a process whose link in /proc reads link.
 // Several descriptors of one open file count as one.
 func takeFD(pid int, link string) (int, error) {

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"frail/bpf"
 	"frail/kmod/device"
 	"frail/qmp"
@@ -17,22 +15,7 @@ import (
 
 // Arm puts the guest under trace; exits is [bpf.ExitsBoth] or
 // [bpf.ExitsEntry]. Closing what it returns, which the caller does, ends that.
-func (g *Guest) Arm(exits uint32) (*device.VM, error) { return Arm(g.PID(), exits) }
-
-// Arm is [Guest.Arm] for the guest of another process's QEMU.
-func Arm(pid int, exits uint32) (*device.VM, error) {
-	dev, err := device.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer dev.Close()
-	fd, err := device.KVMVM(pid)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	return dev.Arm(fd, exits)
-}
+func (g *Guest) Arm(exits uint32) (*device.VM, error) { return device.ArmProcess(g.PID(), exits) }
 
 // Resolve finds the layout of the kernel that runs in the guest; st is its
 // status at that kernel's first system call.

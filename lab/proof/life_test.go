@@ -439,7 +439,7 @@ func armAndWait(process string) error {
 	if err != nil {
 		return err
 	}
-	vm, err := direct.Arm(pid, bpf.ExitsBoth)
+	vm, err := device.ArmProcess(pid, bpf.ExitsBoth)
 	if err != nil {
 		return err
 	}
