@@ -25,10 +25,10 @@ PROOF ?=
 PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),\
 	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
+PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 # Of make lab-selftests: which of them run, and which do not, as patterns of file names.
 ONLY ?= *
 WITHOUT ?=
-PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
 # Of make fuzz: how long each target runs.
 FUZZTIME ?= 60s
 # Of make lab-matrix: what of it, as in "bookworm trixie/intel"; all of it if empty.

@@ -3,7 +3,6 @@
 package guests
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -98,7 +97,7 @@ func compareProcesses(t *testing.T, g *qmptest.Guest, mem *qmp.Memory, l *layout
 	if err != nil {
 		return 0, err
 	}
-	processes, err := listProcesses(t.Context(), mem, l)
+	processes, err := list(t.Context(), mem, l.Processes)
 	if err != nil {
 		return 0, err
 	}
@@ -148,14 +147,4 @@ func checkKnown(all map[int32]process) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// listProcesses lists the guest's processes. The guest may change its lists meanwhile.
-func listProcesses(ctx context.Context, mem *qmp.Memory, l *layout.Layout) (all []layout.Process, err error) {
-	for range listTries {
-		if all, err = l.Processes(ctx, mem); err == nil {
-			return all, nil
-		}
-	}
-	return nil, fmt.Errorf("list the guest's processes %d times: %w", listTries, err)
 }

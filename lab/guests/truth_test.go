@@ -3,9 +3,7 @@
 package guests
 
 import (
-	"compress/gzip"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,48 +17,15 @@ import (
 	"frail/qmp/qmptest"
 )
 
-// ownSymbols lists the symbols of the guest's kernel proper, in its order.
-const ownSymbols = `grep -v '\[' /proc/kallsyms`
-
-// compareSymbols holds every symbol's address, type, name and place in the order
-// against the guest's: by their digest, because an emulated serial port is slow, and by
-// themselves only when that differs. It returns how many there are.
+// compareSymbols holds every symbol's address, type, name and place in the order against
+// the guest's. It returns how many there are.
 func compareSymbols(t *testing.T, g *qmptest.Guest, l *layout.Layout) (int, error) {
 	t.Helper()
-	digest := sha256.New()
-	n := 0
+	var lines []string
 	for s := range l.Symbols() {
-		fmt.Fprintf(digest, "%016x %c %s\n", s.Addr, s.Type, s.Name)
-		n++
+		lines = append(lines, fmt.Sprintf("%016x %c %s", s.Addr, s.Type, s.Name))
 	}
-	answer := strings.Fields(g.Run(t, ownSymbols+" | tee /tmp/symbols | sha256sum; wc -l </tmp/symbols"))
-	if len(answer) != 3 {
-		return 0, fmt.Errorf("digest of the guest's symbols: %q", answer)
-	}
-	if answer[0] == fmt.Sprintf("%x", digest.Sum(nil)) {
-		if answer[2] != strconv.Itoa(n) {
-			return 0, fmt.Errorf("%d symbols have the digest of the guest's %s", n, answer[2])
-		}
-		return n, nil
-	}
-	zr, err := gzip.NewReader(strings.NewReader(g.Run(t, "gzip -c /tmp/symbols")))
-	if err != nil {
-		return 0, fmt.Errorf("read the guest's symbols: %w", err)
-	}
-	all, err := io.ReadAll(zr)
-	if err != nil {
-		return 0, fmt.Errorf("read the guest's symbols: %w", err)
-	}
-	want := strings.Split(strings.TrimSuffix(string(all), "\n"), "\n")
-	i := 0
-	for s := range l.Symbols() {
-		line := fmt.Sprintf("%016x %c %s", s.Addr, s.Type, s.Name)
-		if i >= len(want) || line != want[i] {
-			break
-		}
-		i++
-	}
-	return 0, fmt.Errorf("%d symbols, the guest says %d; they differ from symbol %d on, %q", n, len(want), i, want[min(i, len(want)-1)])
+	return len(lines), g.CompareSymbols(t, lines)
 }
 
 // thread is a thread as /proc has it.
@@ -135,7 +100,7 @@ func compareTasks(t *testing.T, g *qmptest.Guest, mem *qmp.Memory, l *layout.Lay
 	if err != nil {
 		return 0, err
 	}
-	tasks, err := listTasks(t.Context(), mem, l)
+	tasks, err := list(t.Context(), mem, l.Tasks)
 	if err != nil {
 		return 0, err
 	}
@@ -166,12 +131,12 @@ func compareTasks(t *testing.T, g *qmptest.Guest, mem *qmp.Memory, l *layout.Lay
 // listTries is how often a list is read that the guest changes meanwhile.
 const listTries = 3
 
-// listTasks lists the guest's threads. The guest may change its lists meanwhile.
-func listTasks(ctx context.Context, mem *qmp.Memory, l *layout.Layout) (tasks []layout.Task, err error) {
+// list lists what is the guest's, which may change its lists meanwhile.
+func list[T any](ctx context.Context, mem *qmp.Memory, read func(context.Context, io.ReaderAt) ([]T, error)) (all []T, err error) {
 	for range listTries {
-		if tasks, err = l.Tasks(ctx, mem); err == nil {
-			return tasks, nil
+		if all, err = read(ctx, mem); err == nil {
+			return all, nil
 		}
 	}
-	return nil, fmt.Errorf("list the guest's threads %d times: %w", listTries, err)
+	return nil, fmt.Errorf("read the guest's list %d times: %w", listTries, err)
 }

@@ -280,7 +280,7 @@ func compareSelftests(t *testing.T, s *selftestGuest) {
 	logTable(t, s, want, unsteady, got)
 }
 
-// logTable logs the results as docs/conformance.md has them.
+// logTable logs the results as docs/proof.md has them.
 func logTable(t *testing.T, s *selftestGuest, want map[string]outcome, unsteady map[string]bool, got map[string]map[string]outcome) {
 	t.Logf("| self-test | untraced | both | entry | lines | compared |")
 	for _, name := range s.tests {

@@ -43,14 +43,7 @@ func TestResolveWays(t *testing.T) {
 	}
 	cr3 := readRegisters(t, g)[0].cr3
 
-	var n *note
-	for found, err := range scanNotes(t.Context(), mem, mem.Ranges(), new(tableHits)) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		n = found
-		break
-	}
+	n := firstNote(t, mem)
 	symbol := func(name string) (va, pa uint64) {
 		s, ok := want.Symbol(name)
 		if !ok {

@@ -6,8 +6,11 @@ package qmptest
 
 import (
 	"bufio"
+	"compress/gzip"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -308,6 +311,50 @@ func (g *Guest) Run(tb testing.TB, command string) string {
 		}
 		encoded.WriteString(line)
 	}
+}
+
+// ownSymbols lists the symbols of the guest's kernel proper, in its order.
+const ownSymbols = `grep -v '\[' /proc/kallsyms`
+
+// CompareSymbols holds lines, as /proc/kallsyms has them, against those of the guest's
+// kernel proper: by their digest, because an emulated serial port is slow, and by themselves
+// only when that differs.
+func (g *Guest) CompareSymbols(tb testing.TB, lines []string) error {
+	tb.Helper()
+	digest := sha256.New()
+	for _, line := range lines {
+		fmt.Fprintln(digest, line)
+	}
+	answer := strings.Fields(g.Run(tb, ownSymbols+" | tee /tmp/symbols | sha256sum; wc -l </tmp/symbols"))
+	if len(answer) != 3 {
+		return fmt.Errorf("digest of the guest's symbols: %q", answer)
+	}
+	if answer[0] == fmt.Sprintf("%x", digest.Sum(nil)) {
+		if answer[2] != strconv.Itoa(len(lines)) {
+			return fmt.Errorf("%d symbols have the digest of the guest's %s", len(lines), answer[2])
+		}
+		return nil
+	}
+	zr, err := gzip.NewReader(strings.NewReader(g.Run(tb, "gzip -c /tmp/symbols")))
+	if err != nil {
+		return fmt.Errorf("read the guest's symbols: %w", err)
+	}
+	all, err := io.ReadAll(zr)
+	if err != nil {
+		return fmt.Errorf("read the guest's symbols: %w", err)
+	}
+	want := strings.Split(strings.TrimSuffix(string(all), "\n"), "\n")
+	i := 0
+	for i < min(len(lines), len(want)) && lines[i] == want[i] {
+		i++
+	}
+	at := func(lines []string) string {
+		if i < len(lines) {
+			return lines[i]
+		}
+		return ""
+	}
+	return fmt.Errorf("%d symbols, the guest says %d; symbol %d is %q, the guest says %q", len(lines), len(want), i, at(lines), at(want))
 }
 
 // Process is a plain QEMU with a QMP socket.
