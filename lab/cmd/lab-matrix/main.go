@@ -208,11 +208,12 @@ func (r *result) problem() string {
 	return ""
 }
 
-// writeTables writes what became of the cells, and what comparisons found.
+// writeTables writes what comparisons found and what became of the cells: what failed, and
+// why, comes last, where it is still seen of a long output.
 func writeTables(w io.Writer, results []*result) {
+	writeReports(w, results)
 	fmt.Fprintf(w, "\n| host | kernel | vendor | target | passed | failed | skipped | result |\n|%s\n", strings.Repeat(" --- |", 8))
-	var notes strings.Builder
-	reports := 0
+	var skips, fails strings.Builder
 	for _, r := range results {
 		problem := r.problem()
 		if problem == "" {
@@ -220,15 +221,18 @@ func writeTables(w io.Writer, results []*result) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %d | %d | %d | %s |\n", r.host, r.release, r.vendor, r.target,
 			len(r.ended(passed)), len(r.ended(failed)), len(r.ended(skipped)), problem)
-		for _, o := range []outcome{failed, skipped} {
-			if names := r.ended(o); len(names) > 0 {
-				fmt.Fprintf(&notes, "%s: %s: %s\n", r.cell, o, strings.Join(names, ", "))
-			}
+		if names := r.ended(skipped); len(names) > 0 {
+			fmt.Fprintf(&skips, "%s: %s: %s\n", r.cell, skipped, strings.Join(names, ", "))
 		}
-		reports += len(r.reports)
+		for _, name := range slices.Concat(r.ended(failed), r.ended("")) {
+			fmt.Fprintf(&fails, "%s: %s: %s\n", r.cell, failed, strings.Join(slices.Insert(r.notes[name], 0, name), "\n\t"))
+		}
 	}
-	fmt.Fprintf(w, "\n%s", notes.String())
-	if reports == 0 {
+	fmt.Fprintf(w, "\n%s%s", skips.String(), fails.String())
+}
+
+func writeReports(w io.Writer, results []*result) {
+	if !slices.ContainsFunc(results, func(r *result) bool { return len(r.reports) > 0 }) {
 		return
 	}
 	fmt.Fprintf(w, "\n| host | vendor | test | tasks | calls | missing | extra | differing | returns | known | unknown | wrong |\n|%s\n",

@@ -111,7 +111,9 @@ func TestTables(t *testing.T) {
 	for _, want := range []string{
 		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 15 | 0 | 0 | passed |\n",
 		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 3 | 3 | 1 | failed: 3 tests |\n",
-		"bookworm/amd/lab-proof: FAIL: TestNewKernel, TestNewKernel/reset/nokaslr, TestNewKernel/kexec/nokaslr\n",
+		"bookworm/amd/lab-proof: FAIL: TestNewKernel\n",
+		"bookworm/amd/lab-proof: FAIL: TestNewKernel/reset/nokaslr\n\tkernels_test.go:53: wait for the guest: limit of 3m0s; its console:\n",
+		"bookworm/amd/lab-proof: FAIL: TestNewKernel/kexec/nokaslr\n\tkernels_test.go:59: generation 1, want 2\n\tkernels_test.go:61: ",
 		"bookworm/amd/lab-proof: SKIP: TestRefusedProtected\n",
 		"| bookworm | amd | TestTruth/2vcpu/entry/pti=on | 96 | 3533 | 0 | 0 | 0 | 3334 | 95.05 % | 163 | 0 |\n",
 		"| bookworm | amd | TestKnown/both | 25 | 5643 | 0 | 0 | 0 | 5598 | 99.41 % | 33 | 0 |\n",

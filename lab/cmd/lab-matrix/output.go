@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"regexp"
+	"strings"
 
 	"frail/lab/truth"
 )
@@ -51,6 +52,7 @@ type output struct {
 	tests    []string // and their subtests, as they began
 	outcomes map[string]outcome
 	reports  []report
+	notes    map[string][]string // of tests: the last lines with a place in their source
 
 	current string // the test that prints
 }
@@ -64,12 +66,20 @@ type report struct {
 var (
 	beginLine = regexp.MustCompile(`^=== (RUN|NAME|CONT) +(\S+)`)
 	endLine   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
+	noteLine  = regexp.MustCompile(`^ +\w+\.go:\d+: `)
+)
+
+// Of each test's notes: how many are kept, and how long they may be in bytes.
+const (
+	maxNotes = 3
+	maxNote  = 300
 )
 
 // read never fails.
 func (o *output) read(line string) error {
 	if o.outcomes == nil {
 		o.outcomes = map[string]outcome{}
+		o.notes = map[string][]string{}
 	}
 	if m := beginLine.FindStringSubmatch(line); m != nil {
 		o.current = m[2]
@@ -80,6 +90,9 @@ func (o *output) read(line string) error {
 		o.outcomes[m[2]] = outcome(m[1])
 	} else if r, ok := truth.ParseReport(line); ok {
 		o.reports = append(o.reports, report{o.current, r})
+	} else if noteLine.MatchString(line) {
+		notes := append(o.notes[o.current], strings.TrimSpace(line[:min(len(line), maxNote)]))
+		o.notes[o.current] = notes[max(0, len(notes)-maxNotes):]
 	}
 	return nil
 }
