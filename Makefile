@@ -26,6 +26,8 @@ PROOF_FLAGS = $(if $(PROOF),-test.run "$(PROOF)",$(if $(filter intel,$(VENDOR)),
 	-test.run "TestTruth/1vcpu/.*/pti=on|Registers|TestRefused",\
 	-test.skip "TestSelftests|TestNewKernel/(reset|kexec_to_another)|TestNested/traced|TestDebugger/entry"))
 PROOF_TIMEOUT ?= $(if $(filter intel,$(VENDOR)),60m,40m)
+# How long one guest of it may take.
+PROOF_LIMIT ?= $(if $(filter intel,$(VENDOR))$(filter debug,$(HOST)),40m,12m)
 # Of make lab-selftests: which of them run, and which do not, as patterns of file names.
 ONLY ?= *
 WITHOUT ?=
@@ -128,7 +130,7 @@ COMMAND := $(if $(filter amd,$(VENDOR)),frail)
 # The small host gets these of this tree, at the places where the lab's host has them.
 SMALL := $(LAB) small --vendor $(VENDOR) --timeout $(PROOF_TIMEOUT) --memory 2048 --file $H/guest=guest \
 	$(foreach f,frail.ko livepatch.ko proof.test lab-cost $(COMMAND),--file $H/lab/$f=lab/$f)
-PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_TIMEOUT)
+PROOF_TEST := insmod /frail/lab/frail.ko && exec /frail/lab/proof.test -test.v -test.timeout $(PROOF_TIMEOUT) -limit $(PROOF_LIMIT)
 
 small-files: lab-module
 	@$(LAB) guest $H/guest >/dev/null
@@ -146,7 +148,7 @@ lab-matrix: ## run the tests on every host and print what became of them (CELLS=
 	@$(GO) run ./lab/cmd/lab-matrix $(CELLS)
 
 lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel ONLY=pattern WITHOUT=pattern)
-	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -test.run TestSelftests -only "$(ONLY)" -without "$(WITHOUT)"'
+	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -limit $(PROOF_TIMEOUT) -test.run TestSelftests -only "$(ONLY)" -without "$(WITHOUT)"'
 
 lab-cost: small-files ## count the instructions of a traced system call (HOST=name)
 	@$(SMALL) --icount -- '/frail/lab/lab-cost --module /frail/lab/frail.ko'

@@ -5,6 +5,7 @@ package direct
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +16,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	goqemu "github.com/digitalocean/go-qemu/qmp"
 	"golang.org/x/sys/unix"
 
 	"frail/lab/child"
@@ -116,6 +119,7 @@ type Guest struct {
 
 	exited chan struct{} // closed when QEMU has ended
 	err    error         // QEMU's end; to be read after exited
+	stuck  atomic.Bool   // KVM could not go on with the guest, which was ended for that
 
 	closing  sync.Once
 	closeErr error
@@ -160,7 +164,36 @@ func start(ctx context.Context, cfg Config) (_ *Guest, err error) {
 		err = errors.Join(err, g.kill())
 		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(g.messages.Bytes()))
 	}
+	events, err := g.monitor.Events(ctx)
+	if err != nil {
+		return nil, err
+	}
+	go g.watch(events)
 	return g, nil
+}
+
+// watch ends a guest that KVM cannot go on with: QEMU stops it, and it would stay so. The
+// emulated CPU of the lab's host now and then brings even an untraced guest to that.
+func (g *Guest) watch(events <-chan goqemu.Event) {
+	for ev := range events {
+		if ev.Event != "STOP" {
+			continue
+		}
+		var reply struct {
+			Return struct {
+				Status string `json:"status"`
+			} `json:"return"`
+		}
+		out, err := g.monitor.Run([]byte(`{"execute":"query-status"}`))
+		if err == nil {
+			err = json.Unmarshal(out, &reply)
+		}
+		if err == nil && reply.Return.Status == "internal-error" {
+			g.stuck.Store(true)
+			_ = g.kill() // it may have ended by itself
+			return
+		}
+	}
 }
 
 // makeConsole makes the console's files: what is said to the guest waits in a FIFO,
@@ -230,6 +263,9 @@ func (g *Guest) Wait(ctx context.Context) (*Result, error) {
 	case <-g.exited:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the guest: %w; its console:\n%s", context.Cause(ctx), g.Console())
+	}
+	if g.stuck.Load() {
+		return nil, fmt.Errorf("wait for the guest: KVM cannot go on with it: %s; its console:\n%s", bytes.TrimSpace(g.messages.Bytes()), g.Console())
 	}
 	if g.err != nil {
 		return nil, fmt.Errorf("wait for the guest: %w: %s", g.err, bytes.TrimSpace(g.messages.Bytes()))

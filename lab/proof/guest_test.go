@@ -5,7 +5,10 @@
 package proof
 
 import (
+	"bytes"
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"os"
@@ -153,4 +156,59 @@ func TestCrash(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "sysrq") {
 		t.Errorf("a guest that crashed: %v, want an error with its console", err)
 	}
+}
+
+// TestStuck runs a guest that KVM cannot go on with: its first instruction jumps to where
+// there is nothing. It must end like one that crashed.
+func TestStuck(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, pvhKernel([]byte{0xb8, 0, 0, 0, 0x90, 0xff, 0xe0}), 0o644); err != nil { // mov $0x90000000, %eax; jmp *%eax
+		t.Fatal(err)
+	}
+	g, err := direct.Start(testContext(t), direct.Config{Kernel: kernel, Initrd: *initrd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "KVM internal error") {
+		t.Errorf("a guest that KVM cannot go on with: %v, want QEMU's message", err)
+	}
+}
+
+// pvhKernel returns a kernel of this code alone, which QEMU enters in 32-bit protected mode.
+func pvhKernel(code []byte) []byte {
+	const (
+		loadAt    = 0x100000
+		entryNote = 18 // XEN_ELFNOTE_PHYS32_ENTRY
+	)
+	var (
+		header   elf.Header32
+		segments [2]elf.Prog32
+	)
+	note := binary.LittleEndian.AppendUint32(nil, 4) // of the name, then of the address, then the type
+	note = binary.LittleEndian.AppendUint32(note, 4)
+	note = binary.LittleEndian.AppendUint32(note, entryNote)
+	note = append(note, "Xen\x00"...)
+	note = binary.LittleEndian.AppendUint32(note, loadAt)
+	at := uint32(binary.Size(header) + binary.Size(segments))
+	header = elf.Header32{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_386), Version: uint32(elf.EV_CURRENT), Entry: loadAt,
+		Phoff: uint32(binary.Size(header)), Ehsize: uint16(binary.Size(header)),
+		Phentsize: uint16(binary.Size(segments[0])), Phnum: uint16(len(segments)),
+	}
+	copy(header.Ident[:], elf.ELFMAG+string([]byte{byte(elf.ELFCLASS32), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)}))
+	segments = [2]elf.Prog32{
+		{Type: uint32(elf.PT_LOAD), Off: at + uint32(len(note)), Vaddr: loadAt, Paddr: loadAt,
+			Filesz: uint32(len(code)), Memsz: uint32(len(code)), Flags: uint32(elf.PF_R | elf.PF_X)},
+		{Type: uint32(elf.PT_NOTE), Off: at, Filesz: uint32(len(note)), Memsz: uint32(len(note)), Flags: uint32(elf.PF_R), Align: 4},
+	}
+	var out bytes.Buffer
+	for _, part := range []any{header, segments, note, code} {
+		// A buffer takes everything.
+		_ = binary.Write(&out, binary.LittleEndian, part)
+	}
+	return out.Bytes()
 }
