@@ -78,12 +78,12 @@ lint: deps ## gofmt, vet, licence headers, sparse on the module
 unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this kernel, libvirt with TCG domains
 	$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./...
 
-fuzz: ## run every fuzz target for FUZZTIME, one after the other
+fuzz: ## run every fuzz target for FUZZTIME, two at a time
 	@grep -r --include='*_test.go' --exclude-dir=build '^func Fuzz' . | \
-		sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | sort | while read -r package target; do \
-		$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; done
+		sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | sort | \
+		xargs -P 2 -n 2 sh -c 'exec $(GO) test -tags $(TAGS) -run "^$$" -fuzz "^$$2$$" -parallel 1 -fuzztime $(FUZZTIME) "$$1"' fuzz
 
-test: lint unit ## every test of a change: make lab-matrix without arguments has more hosts
+test: lint unit fuzz ## every test of a change: make lab-matrix without arguments has more hosts
 	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"
 
 install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PREFIX, KO)
