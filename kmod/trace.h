@@ -19,10 +19,21 @@
 #define FRAIL_EVENT_ARGS							\
 	TP_ARGS(ev, vm_vcpu, kind_insn_flags, nr, comm_low, comm_high)
 
-/* Reports an event: the words from its vm to its nr are arguments as they are. */
+/*
+ * Reports an event: the words from its vm to its nr are arguments as they are. Tracepoints
+ * of newer kernels (7.2, not 6.12) can be preempted, and a BPF program that is does not run
+ * for another vCPU on that CPU: its event would be lost.
+ */
 #define frail_trace(name, ev)							\
-	trace_##name(ev, ((const u64 *)(ev))[1], ((const u64 *)(ev))[2], (ev)->nr,	\
-		     ((const u64 *)(ev)->comm)[0], ((const u64 *)(ev)->comm)[1])
+do {										\
+	if (trace_##name##_enabled()) {						\
+		preempt_disable_notrace();					\
+		trace_##name(ev, ((const u64 *)(ev))[1], ((const u64 *)(ev))[2],	\
+			     (ev)->nr, ((const u64 *)(ev)->comm)[0],		\
+			     ((const u64 *)(ev)->comm)[1]);			\
+		preempt_enable_notrace();					\
+	}									\
+} while (0)
 static_assert(offsetof(struct frail_event, vm) == sizeof(u64) &&
 	      offsetof(struct frail_event_args, vm) == sizeof(u64) &&
 	      offsetof(struct frail_event, flags) == offsetof(struct frail_event_args, flags) &&
