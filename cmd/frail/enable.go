@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"libvirt.org/go/libvirt"
 
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 )
 
@@ -24,7 +25,7 @@ func newEnableCmd(opts *options) *cobra.Command {
 			}
 			e, err := hooks.ParseExits(exits)
 			if err != nil {
-				return fmt.Errorf("--exits: %w", err)
+				return exit.Usagef("--exits: %w", err)
 			}
 			return hooks.Enable(dom, live, config, &e)
 		},
@@ -115,7 +116,7 @@ func exactDomain(cmd *cobra.Command, args []string) error {
 func connect(uri string) (*libvirt.Connect, error) {
 	conn, err := libvirt.NewConnect(uri)
 	if err != nil {
-		return nil, fmt.Errorf("failed to connect to the hypervisor: %w", err)
+		return nil, exit.With(exit.Unreachable, fmt.Errorf("failed to connect to the hypervisor: %w", err))
 	}
 	return conn, nil
 }

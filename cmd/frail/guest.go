@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 	"frail/cmd/internal/guest"
 	"frail/qmp"
 	"frail/qmp/layout"
@@ -89,7 +90,7 @@ func (o *guestOptions) dial(ctx context.Context) (*qemu, error) {
 		err = fmt.Errorf("%w: another program may be using it", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, exit.With(exit.Unreachable, err)
 	}
 	q := &qemu{monitor: m, pid: o.pid, layouts: importedLayouts()}
 	if q.pid == 0 {

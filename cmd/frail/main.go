@@ -13,10 +13,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"libvirt.org/go/libvirt"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 func main() {
@@ -29,9 +31,7 @@ func main() {
 	if err != nil && !errors.Is(err, errReported) {
 		fmt.Fprintln(os.Stderr, "error:", message(err))
 	}
-	if err != nil {
-		os.Exit(1)
-	}
+	os.Exit(int(statusOf(err)))
 }
 
 // errReported is a failure that the command has shown already.
@@ -43,7 +43,58 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	running := false
+	walk(root, func(cmd *cobra.Command) {
+		if inner := cmd.RunE; inner != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				running = true
+				return inner(cmd, args)
+			}
+		}
+	})
+	err := root.ExecuteContext(ctx)
+	if !running {
+		// What fails before a command runs is about the command line.
+		err = exit.With(exit.Usage, err)
+	}
+	return err
+}
+
+// walk calls f with cmd and all commands below it.
+func walk(cmd *cobra.Command, f func(*cobra.Command)) {
+	f(cmd)
+	for _, c := range cmd.Commands() {
+		walk(c, f)
+	}
+}
+
+// statusOf returns the exit status for err.
+func statusOf(err error) exit.Status {
+	if st := exit.Of(err); st != exit.Failure {
+		return st
+	}
+	if lverr, ok := errors.AsType[libvirt.Error](err); ok {
+		switch lverr.Code {
+		case libvirt.ERR_NO_DOMAIN:
+			return exit.NotFound
+		case libvirt.ERR_OPERATION_INVALID:
+			return exit.WrongState
+		}
+	}
+	var rpc interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &rpc) {
+		switch rpc.GRPCStatus().Code() {
+		case codes.NotFound:
+			return exit.NotFound
+		case codes.FailedPrecondition:
+			return exit.WrongState
+		case codes.InvalidArgument:
+			return exit.Usage
+		case codes.Unavailable:
+			return exit.Unreachable
+		}
+	}
+	return exit.Failure
 }
 
 // options are the flags of every command.
@@ -85,6 +136,7 @@ DOMAIN is a domain's name, id or UUID.`,
 		newAlertsCmd(opts),
 		newTopCmd(opts),
 		newProfileCmd(opts),
+		newConfigCmd(),
 		newDoctorCmd(opts),
 		newVersionCmd(opts),
 	)

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 	"frail/tracer/ph"
 	"frail/tracer/profile"
 )
@@ -83,11 +83,11 @@ States:
 func splitProfile(arg string) (string, []byte, error) {
 	domain, name, ok := strings.Cut(arg, "/")
 	if !ok || domain == "" {
-		return "", nil, fmt.Errorf("profile %q: want DOMAIN/EXECUTABLE", arg)
+		return "", nil, exit.Usagef("profile %q: want DOMAIN/EXECUTABLE", arg)
 	}
 	exe, err := strconv.Unquote(`"` + strings.ReplaceAll(name, `"`, `\"`) + `"`)
 	if err != nil {
-		return "", nil, fmt.Errorf("profile %q: the executable has an escape that is none", arg)
+		return "", nil, exit.Usagef("profile %q: the executable has an escape that is none", arg)
 	}
 	return domain, []byte(exe), nil
 }
@@ -411,7 +411,7 @@ func newProfileChangeCmd(opts *options, name string, change api.ProfileChange, s
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if isFile(args[0]) {
-				return errors.New("a file is not changed: import it, then change the domain's profile")
+				return exit.Usagef("a file is not changed: import it, then change the domain's profile")
 			}
 			domain, exe, err := splitProfile(args[0])
 			if err != nil {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"frail/bpf"
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 	"frail/tracer"
 	"frail/tracer/capture"
@@ -56,16 +56,16 @@ process, raise --anomaly.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case r.adfa != "" && (r.unm || len(args) > 0 || len(r.train) > 0):
-				return errors.New("--adfa takes no other recordings")
+				return exit.Usagef("--adfa takes no other recordings")
 			case r.adfa == "" && len(args) == 0:
-				return errors.New("nothing to replay: give a FILE, --unm FILE... or --adfa DIR")
+				return exit.Usagef("nothing to replay: give a FILE, --unm FILE... or --adfa DIR")
 			}
 			var err error
 			if r.settings.NormalWait, err = hooks.ParseDuration(r.wait); err != nil {
-				return fmt.Errorf("--normal-wait %q: %w", r.wait, err)
+				return exit.Usagef("--normal-wait %q: %w", r.wait, err)
 			}
 			if r.settings.TolerizeLimit >= ph.Frame || r.settings.ProcessLimit >= ph.MaxProcessLimit {
-				return fmt.Errorf("--tolerize is at most %d, --processes %d", ph.Frame-1, ph.MaxProcessLimit-1)
+				return exit.Usagef("--tolerize is at most %d, --processes %d", ph.Frame-1, ph.MaxProcessLimit-1)
 			}
 			return r.run(cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()), args)
 		},
@@ -131,11 +131,11 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	if r.stide != "" {
 		var window, frame int
 		if _, err := fmt.Sscanf(r.stide, "%d,%d", &window, &frame); err != nil {
-			return fmt.Errorf("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
+			return exit.Usagef("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
 		}
 		var err error
 		if x.stide, err = ph.NewStide(window, frame); err != nil {
-			return err
+			return exit.Usagef("--stide: %w", err)
 		}
 	}
 	for _, path := range r.profiles {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 func newTopCmd(opts *options) *cobra.Command {
@@ -37,7 +38,7 @@ table comes after another.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if interval < 100*time.Millisecond {
-				return fmt.Errorf("interval of %s: at least 100ms", interval)
+				return exit.Usagef("--interval of %s: at least 100ms", interval)
 			}
 			req := &api.ThreadsRequest{}
 			if len(args) > 0 {
