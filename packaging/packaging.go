@@ -10,3 +10,8 @@ import _ "embed"
 //
 //go:embed frail.toml
 var Config string
+
+// Fraild is fraild(8) in Markdown, but for its title line and the exit statuses.
+//
+//go:embed fraild.8.md
+var Fraild string

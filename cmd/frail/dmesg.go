@@ -42,7 +42,7 @@ Levels: ` + strings.Join(levelNames, ", ") + `.`,
 			})
 		},
 	}
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	cmd.Flags().StringVarP(&levels, "level", "l", "", "show only messages of these levels, a `LIST` separated by commas; LEVEL+ is that level and all above it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one document a line")
 	return cmd

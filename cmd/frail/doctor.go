@@ -29,6 +29,8 @@ func newDoctorCmd(opts *options) *cobra.Command {
 
 The exit status is 1 if a check failed. A warning is of something tracing can do
 without.`,
+		Example: `  frail doctor
+  frail doctor --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			checks := system{root: "/"}.checks()

@@ -29,9 +29,16 @@ type guestOptions struct {
 	pid int
 }
 
-func (o *guestOptions) addTo(cmd *cobra.Command) {
+// addTo adds the flags, and the argument DOMAIN.
+func (o *guestOptions) addTo(cmd *cobra.Command, opts *options) {
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if o.qmp != "" {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return opts.completeDomain(cmd, args, text)
+	}
 	cmd.Flags().StringVar(&o.qmp, "qmp", "", "of the QEMU that serves this QMP `SOCKET`, without libvirt and fraild")
-	cmd.Flags().IntVar(&o.pid, "pid", 0, "with --qmp: QEMU's process id, if it forked since it made the socket (-daemonize)")
+	cmd.Flags().IntVar(&o.pid, "pid", 0, "with --qmp: QEMU's process `ID`, if it forked since it made the socket (-daemonize)")
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		switch {
 		case o.qmp == "" && o.pid != 0:

@@ -113,6 +113,9 @@ func newRoot() *cobra.Command {
 no patched kernel on the host.
 
 DOMAIN is a domain's name, id or UUID.`,
+		Example: `  frail enable guest1 --live --config
+  frail list
+  frail trace guest1 --filter-syscall openat,execve`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -120,8 +123,9 @@ DOMAIN is a domain's name, id or UUID.`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&opts.uri, "connect", "c", "", "libvirt connection `URI` (default $LIBVIRT_DEFAULT_URI, else libvirt's)")
-	flags.StringVar(&opts.socket, "socket", api.DefaultSocket, "`path` of fraild's socket")
+	flags.StringVar(&opts.socket, "socket", api.DefaultSocket, "`PATH` of fraild's socket")
 	flags.BoolVarP(&opts.quiet, "quiet", "q", false, "no headers and no messages, only results")
+	root.CompletionOptions.DisableDefaultCmd = true // it has its own
 	root.AddCommand(
 		newListCmd(opts),
 		newEnableCmd(opts),
@@ -139,15 +143,21 @@ DOMAIN is a domain's name, id or UUID.`,
 		newConfigCmd(),
 		newDoctorCmd(opts),
 		newVersionCmd(opts),
+		newCompletionCmd(),
+		newExitCodesCmd(),
+		newGenCmd(),
 	)
+	completeFlags(root)
 	return root
 }
 
 func newVersionCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the versions of frail and, if it runs, fraild",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Print the versions of frail and, if it runs, fraild",
+		Long:    `Print the versions of frail and, if it runs, fraild. That fraild does not run is no error.`,
+		Example: `  frail version`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintln(cmd.OutOrStdout(), "frail", api.Version())
 			client, err := dialDaemon(opts.socket)

@@ -52,7 +52,7 @@ process, raise --anomaly.`,
 		Example: `  frail replay guest.cap --profile ./nginx.profile
   frail replay --unm --train 'normal/*' --score intrusion/*
   frail replay --adfa ADFA-LD --score`,
-		Args: cobra.ArbitraryArgs,
+		Args: cobra.ArbitraryArgs, // files
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case r.adfa != "" && (r.unm || len(args) > 0 || len(r.train) > 0):
@@ -81,10 +81,10 @@ process, raise --anomaly.`,
 	flags.BoolVar(&r.json, "json", false, "print alerts as JSON, one document a line")
 	flags.StringVar(&r.stide, "stide", "", "with --score, score exact sequences too: `WINDOW,FRAME`, such as 6,20")
 	flags.BoolVar(&r.settings.Learn, "learn", defaults.Learn, "let profiles grow")
-	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "limit of anomalous calls among a thread's last 128")
-	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "limit of anomalous calls of an executable")
-	flags.Uint32Var(&r.settings.ProcessLimit, "processes", defaults.ProcessLimit, "limit of anomalous processes of an executable")
-	flags.StringVar(&r.wait, "normal-wait", "7d", "how long a frozen profile waits before it judges")
+	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "allow `N` anomalous calls among a thread's last 128")
+	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "allow `N` anomalous calls of an executable")
+	flags.Uint32Var(&r.settings.ProcessLimit, "processes", defaults.ProcessLimit, "allow `N` anomalous processes of an executable")
+	flags.StringVar(&r.wait, "normal-wait", "7d", "the `TIME` that a frozen profile waits before it judges")
 	return cmd
 }
 

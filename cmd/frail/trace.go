@@ -71,7 +71,7 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 			})
 		},
 	}
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	flags := cmd.Flags()
 	flags.StringVar(&exits, "exits", hooks.ExitsBoth.String(), "with --qmp: what traps, by `MODE`: both or entry")
 	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")

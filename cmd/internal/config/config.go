@@ -23,7 +23,7 @@ import (
 // DefaultPath is read when no other file is asked for.
 const DefaultPath = "/etc/frail/frail.toml"
 
-// Bounds of configured values. Ring buffers are made of pages, and MinRingBytes holds a few hundred events.
+// Bounds of configured values, MinRingBytes and maxRingBytes those of a ring buffer.
 const (
 	MinRingBytes = 64 << 10
 	maxRingBytes = tracer.MaxRingBytes

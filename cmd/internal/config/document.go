@@ -27,7 +27,7 @@ func Escape(text string) string {
 func Markdown(level int) string {
 	heading := "\n" + strings.Repeat("#", level) + " "
 	var out strings.Builder
-	fmt.Fprintf(&out, `fraild reads %s, then its drop-ins: the files ` + "`conf.d/*.toml`" + ` beside it, in the order of their names. Each
+	fmt.Fprintf(&out, `fraild reads %s, then its drop-ins: the files `+"`conf.d/*.toml`"+` beside it, in the order of their names. Each
 may have any of the keys; of a key that several have, the last one counts. A key that is unknown and a value that does not fit
 are errors, and fraild does not start. With --config FILE the file is that one, and its drop-ins are beside it.
 

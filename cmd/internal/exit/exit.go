@@ -23,12 +23,12 @@ const (
 )
 
 var meanings = []string{
-	Success:     "The command did what it was asked to.",
-	Failure:     "It failed in a way that has no status of its own. Of doctor: a check failed. Of config check: there is a mistake.",
-	Usage:       "Wrong usage: no such command or flag, or a value that it does not take. Of fraild: also a mistake in its configuration.",
-	Unreachable: "fraild, libvirt or QEMU does not run, does not answer, or does not let this user in.",
-	NotFound:    "There is no such domain or profile.",
-	WrongState:  "The domain is in no state for this: it does not run, or is not traced.",
+	Success:     "success",
+	Failure:     "failure; also if doctor or config check found something wrong",
+	Usage:       "wrong usage: no such command or flag, or a bad value; of fraild: or a bad configuration",
+	Unreachable: "fraild, libvirt or QEMU does not run, does not answer, or refuses this user",
+	NotFound:    "no such domain or profile",
+	WrongState:  "the domain is in no state for this: it does not run, or is not traced",
 }
 
 // Table describes every status, one to a line.
