@@ -494,7 +494,11 @@ func testDomains(t *testing.T, fraild string) {
 		if err == nil {
 			t.Error("doctor finds no fault on a machine without frail.ko")
 		}
-		for _, want := range []string{"PASS  fraild ", "PASS  fraild: libvirt", "FAIL  frail.ko", "FAIL  fraild: BPF", "fix: modprobe frail", "PASS  fraild: QEMU processes", "PASS  libvirt "} {
+		for _, want := range []string{
+			"PASS  fraild ", "PASS  fraild: libvirt", "FAIL  frail.ko", "FAIL  fraild: BPF", "fix: modprobe frail", "PASS  fraild: QEMU processes", "PASS  libvirt ",
+			"PASS  fraild's socket", "FAIL  domains ", "asks: it is of type qemu", "bad: invalid frail metadata",
+			"FAIL  fraild: domains", "asks: open /dev/frail", "PASS  kernel BTF",
+		} {
 			if !strings.Contains(out, want) {
 				t.Errorf("doctor does not print %q:\n%s", want, out)
 			}
