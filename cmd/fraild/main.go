@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"time"
@@ -66,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return exit.Usagef("read configuration: %w", err)
 	}
 	cfg := loaded.Config
-	log := newLogger(stderr, cfg.Log.Level)
+	log := newLogger(stderr, slog.Level(cfg.Log.Level))
 	listener, lock, err := listen(cfg.API.Socket, cfg.API.Group)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", cfg.API.Socket, err)

@@ -67,7 +67,7 @@ type Config struct {
 		MaxAlerts    int          `toml:"max_alerts"`
 	} `toml:"sequence"`
 	Log struct {
-		Level slog.Level `toml:"level"`
+		Level Level `toml:"level"`
 	} `toml:"log"`
 }
 
@@ -118,6 +118,25 @@ func (d WaitDuration) MarshalText() ([]byte, error) {
 	return Duration(d).MarshalText()
 }
 
+// Level is how much is logged.
+type Level slog.Level
+
+// UnmarshalText parses the name of a level.
+func (l *Level) UnmarshalText(text []byte) error {
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if strings.EqualFold(level.String(), string(text)) {
+			*l = Level(level)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not debug, info, warn or error", text)
+}
+
+// MarshalText writes l as packaging/frail.toml does.
+func (l Level) MarshalText() ([]byte, error) {
+	return []byte(strings.ToLower(slog.Level(l).String())), nil
+}
+
 // Default is what absent or empty files mean.
 func Default() *Config {
 	c := new(Config)
@@ -143,7 +162,7 @@ func Default() *Config {
 	c.Sequence.MaxRows = limits.Rows
 	c.Sequence.MaxThreads = limits.Threads
 	c.Sequence.MaxAlerts = 10000
-	c.Log.Level = slog.LevelInfo
+	c.Log.Level = Level(slog.LevelInfo)
 	return c
 }
 

@@ -57,7 +57,7 @@ func TestMistakes(t *testing.T) {
 		{"table below a section", "[log]\n[log.more]\nx = 1\n", []string{":2: log.more: unknown key"}},
 		{"not toml", "[log]\nlevel\n", []string{":2: "}},
 		{"wrong type", "[trace]\nmax_sessions = \"many\"\n", []string{":2: trace.max_sessions: incompatible types"}},
-		{"bad level", "[log]\nlevel = \"loud\"\n", []string{":2: log.level: slog"}},
+		{"bad level", "[log]\nlevel = \"loud\"\n", []string{":2: log.level: \"loud\" is not debug, info, warn or error"}},
 		{"negative duration", "[guest]\nresolve_timeout = \"-1s\"\n", []string{":2: guest.resolve_timeout: duration -1s is not above zero"}},
 		{"a number as duration", "[guest]\nresolve_timeout = 5\n", []string{":2: guest.resolve_timeout: time: missing unit"}},
 		{"ring not a power of two", "[trace]\nring_bytes = 100000\n", []string{":2: trace.ring_bytes: 100000 is not a power of two"}},
@@ -66,7 +66,7 @@ func TestMistakes(t *testing.T) {
 		{"relative socket", "\n[api]\nsocket = \"frail.sock\"\n", []string{`:3: api.socket: "frail.sock" is not an absolute path`}},
 		{"empty uri", "[libvirt]\nuri = \"\"\n", []string{":2: libvirt.uri: is empty"}},
 		{"several", "[trace]\nmax_sessions = 0\nring = 1\n[log]\nlevel = 3\n[x]\n", []string{
-			":2: trace.max_sessions: 0 is not", ":3: trace.ring: unknown key", ":5: log.level: slog", ":6: x: unknown key"}},
+			":2: trace.max_sessions: 0 is not", ":3: trace.ring: unknown key", ":5: log.level: \"3\" is not debug", ":6: x: unknown key"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := write(t, map[string]string{"frail.toml": test.text})
@@ -108,7 +108,7 @@ func TestDropIns(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Default()
-	want.Trace.MaxSessions, want.Trace.RingBytes, want.Log.Level = 3, 65536, slog.LevelWarn
+	want.Trace.MaxSessions, want.Trace.RingBytes, want.Log.Level = 3, 65536, Level(slog.LevelWarn)
 	if !reflect.DeepEqual(l.Config, want) {
 		t.Errorf("got %+v, want %+v", l.Config, want)
 	}

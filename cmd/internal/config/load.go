@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -253,19 +252,11 @@ func (l *Loaded) WriteTOML(w io.Writer) error {
 
 // text returns the value as TOML.
 func (f field) text() (string, error) {
-	line, err := toml.Marshal(map[string]any{"v": f.plain()})
+	line, err := toml.Marshal(map[string]any{"v": f.value.Interface()})
 	if err != nil {
 		return "", fmt.Errorf("format %s: %w", f.name(), err)
 	}
 	return strings.TrimSpace(strings.TrimPrefix(string(line), "v = ")), nil
-}
-
-// plain returns the value as it is written.
-func (f field) plain() any {
-	if level, ok := f.value.Interface().(slog.Level); ok {
-		return strings.ToLower(level.String()) // it would write it in capitals
-	}
-	return f.value.Interface()
 }
 
 // MarshalJSON returns the files, and of each key its value and the place that it is from.
@@ -278,7 +269,7 @@ func (l *Loaded) MarshalJSON() ([]byte, error) {
 	values := make(map[string]value)
 	for _, f := range l.fields() {
 		at := l.origin[f.name()]
-		values[f.name()] = value{f.plain(), at.file, at.line}
+		values[f.name()] = value{f.value.Interface(), at.file, at.line}
 	}
 	return json.Marshal(struct {
 		Files  []string         `json:"files"`
