@@ -71,7 +71,7 @@ the shells' completion scripts into DIR/completions.`,
 func manual(root *cobra.Command) map[string][]byte {
 	pages := map[string]string{
 		"man5/frail.toml.5": manHeader("frail.toml", 5) + "# NAME\n\nfrail.toml - configuration of fraild\n\n# DESCRIPTION\n\n" +
-			config.Markdown(2) + "\n# SEE ALSO\n\n**fraild(8)**, **frail-config-check(1)**\n",
+			config.Markdown() + "\n# SEE ALSO\n\n**fraild(8)**, **frail-config-check(1)**\n",
 		"man8/fraild.8": manHeader("fraild", 8) + packaging.Fraild + "\n" + manExit(),
 	}
 	walk(root, func(cmd *cobra.Command) {

@@ -22,10 +22,9 @@ func Escape(text string) string {
 	return strings.NewReplacer(`\`, `\\`, "<", `\<`, ">", `\>`, "*", `\*`, "_", `\_`, "`", "\\`", "[", `\[`).Replace(text)
 }
 
-// Markdown describes the files and every key, from what the shipped file says of it, in
-// sections below headings of this level.
-func Markdown(level int) string {
-	heading := "\n" + strings.Repeat("#", level) + " "
+// Markdown describes the files and every key, from what the shipped file says of it, with
+// headings of the second level.
+func Markdown() string {
 	var out strings.Builder
 	fmt.Fprintf(&out, `fraild reads %s, then its drop-ins: the files `+"`conf.d/*.toml`"+` beside it, in the order of their names. Each
 may have any of the keys; of a key that several have, the last one counts. A key that is unknown and a value that does not fit
@@ -42,7 +41,7 @@ untraced in between.
 		case m != nil:
 			keys = append(keys, m[1]+" = "+m[2])
 		case sectionLine.MatchString(line):
-			out.WriteString(heading + line + "\n")
+			out.WriteString("\n## " + line + "\n")
 		case line != "":
 			text = append(text, Escape(strings.TrimPrefix(line, "# ")))
 		default:

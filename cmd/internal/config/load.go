@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -138,13 +137,13 @@ func (l *Loaded) read(file string) error {
 
 // parse lays a file's text over what was parsed before. Its error is of type Errors.
 func (l *Loaded) parse(file, text string) error {
-	var sections map[string]map[string]toml.Primitive
-	meta, err := toml.Decode(text, &sections)
-	if pe, ok := errors.AsType[toml.ParseError](err); ok {
-		return Errors{{File: file, Line: pe.Position.Line, Message: pe.Message}}
-	}
-	if err != nil {
-		return err
+	var doc document
+	if err := doc.decode(text); err != nil {
+		line := 0
+		if pe, ok := errors.AsType[toml.ParseError](err); ok {
+			line = pe.Position.Line
+		}
+		return Errors{{File: file, Line: line, Message: valueError(err)}}
 	}
 	known := make(map[string]field)
 	for _, f := range l.fields() {
@@ -152,31 +151,32 @@ func (l *Loaded) parse(file, text string) error {
 	}
 	var mistakes Errors
 	seen := make(map[string]bool)
-	for _, key := range meta.Keys() {
+	for _, key := range doc.meta.Keys() {
 		// What is below a key that is unknown, or no table, is not looked at.
 		for n := 1; n <= min(len(key), 2); n++ {
-			key := key[:n]
-			name := key.String()
+			name := key[:n].String()
 			f, ok := known[name]
-			if !ok || n == 1 && meta.Type(name) != "Hash" && meta.Type(name) != "" {
-				if !seen[name] {
-					seen[name] = true
-					message := "unknown key"
-					if ok {
-						message = "is a section: its keys come after a line [" + name + "]"
-					}
-					mistakes = append(mistakes, &Error{file, keyLine(text, key), name, message})
+			message := ""
+			switch {
+			case !ok:
+				message = "unknown key"
+			case n == 1 && doc.meta.Type(name) != "Hash" && doc.meta.Type(name) != "":
+				message = "is a section: its keys come after a line [" + name + "]"
+			case n == 2 && !seen[name]:
+				if err := doc.meta.PrimitiveDecode(doc.at(key[:2]), f.value.Addr().Interface()); err != nil {
+					message = valueError(err)
+				} else {
+					l.origin[name] = place{file, doc.line(key)}
 				}
+			}
+			if message != "" && !seen[name] {
+				mistakes = append(mistakes, &Error{file, doc.line(key), name, message})
+			}
+			if message != "" || n == 2 {
+				seen[name] = true
+			}
+			if message != "" {
 				break
-			}
-			if n == 1 || seen[name] {
-				continue
-			}
-			seen[name] = true
-			line := keyLine(text, key)
-			l.origin[name] = place{file, line}
-			if err := meta.PrimitiveDecode(sections[f.section][f.key], f.value.Addr().Interface()); err != nil {
-				mistakes = append(mistakes, &Error{file, line, name, valueError(err)})
 			}
 		}
 	}
@@ -185,6 +185,43 @@ func (l *Loaded) parse(file, text string) error {
 	}
 	return nil
 }
+
+// document is a parsed file.
+type document struct {
+	values map[string]toml.Primitive
+	meta   toml.MetaData
+}
+
+func (d *document) decode(text string) (err error) {
+	d.meta, err = toml.Decode(text, &d.values)
+	return err
+}
+
+// at returns the value of a key of the document, or the array of tables that it is in.
+func (d *document) at(key toml.Key) toml.Primitive {
+	value := d.values[key[0]]
+	for _, name := range key[1:] {
+		var table map[string]toml.Primitive
+		if d.meta.PrimitiveDecode(value, &table) != nil || table == nil {
+			break
+		}
+		value = table[name]
+	}
+	return value
+}
+
+// line returns the line of a key of the document, 0 when it cannot be told. The toml
+// package gives the position of a key only in the errors of a value that does not decode.
+func (d *document) line(key toml.Key) int {
+	pe, _ := errors.AsType[toml.ParseError](d.meta.PrimitiveDecode(d.at(key), new(refusal)))
+	return pe.Position.Line
+}
+
+// refusal takes no value.
+type refusal struct{}
+
+// UnmarshalTOML always fails.
+func (refusal) UnmarshalTOML(any) error { return errors.New("refused") }
 
 // valueError returns what is wrong with a value, without the place, which the toml package
 // puts before it.
@@ -197,30 +234,6 @@ func valueError(err error) string {
 		text = after
 	}
 	return text
-}
-
-// unknownKey refuses every value, to learn where it stands.
-type unknownKey struct{}
-
-// UnmarshalTOML always fails.
-func (unknownKey) UnmarshalTOML(any) error { return errors.New("unknown key") }
-
-// keyLine returns the line of key in text, 0 when it cannot be told. The toml package
-// gives the position of a key only in the errors of a value that does not decode.
-func keyLine(text string, key toml.Key) int {
-	typ := reflect.TypeFor[unknownKey]()
-	for i := len(key) - 1; i >= 0; i-- {
-		typ = reflect.StructOf([]reflect.StructField{{
-			Name: "Key",
-			Type: typ,
-			Tag:  reflect.StructTag("toml:" + strconv.Quote(key[i])),
-		}})
-	}
-	_, err := toml.Decode(text, reflect.New(typ).Interface())
-	if pe, ok := errors.AsType[toml.ParseError](err); ok {
-		return pe.Position.Line
-	}
-	return 0
 }
 
 // WriteTOML writes the effective configuration as a file of its own, with the place that
