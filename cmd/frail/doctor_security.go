@@ -61,7 +61,7 @@ func (s system) installed() *api.Check {
 	switch {
 	case name == "":
 		c.Detail = "there is none for kernel " + release
-		c.Fix = "install frail-dkms and linux-headers-" + release + ", or as root in Frail's sources: make kmod install RELEASE=" + release + " && depmod"
+		c.Fix = "install frail-dkms and linux-headers-" + release + ", or as root in Frail's sources: make build kmod install RELEASE=" + release + " && depmod"
 	case !s.exists(name):
 		c.Detail = "/" + name + " is gone"
 		c.Fix = "install it again, then depmod"

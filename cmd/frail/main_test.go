@@ -481,6 +481,38 @@ func testDomains(t *testing.T, fraild string) {
 		}
 	})
 
+	t.Run("completion in bash", func(t *testing.T) {
+		const library = "/usr/share/bash-completion/bash_completion"
+		if _, err := os.Stat(library); err != nil {
+			t.Skip("bash-completion is not installed: ", err)
+		}
+		dir := t.TempDir()
+		self, err := os.Executable()
+		if err == nil {
+			err = os.Symlink(self, filepath.Join(dir, "frail"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line, want := range map[string]string{
+			"frail --socket " + p.socket + " trace ": "asks bad plain sleeping",
+			"frail --socket " + p.socket + " ps sl":  "sleeping",
+			"frail enable plain --exits e":           "entry",
+			"frail --socket /nonexistent trace ":     "",
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			bash := exec.CommandContext(ctx, "bash", "--norc", "-c", `. "$1"; . <(frail completion bash)
+				COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9 COMP_WORDS=($2); [[ $2 != *" " ]] || COMP_WORDS+=("")
+				COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); compopt() { :; }; __start_frail; echo ${COMPREPLY[@]%% *}`, "bash", library, line)
+			bash.Env = append(os.Environ(), commandEnv+"=1", "PATH="+dir+":"+os.Getenv("PATH"))
+			out, err := bash.CombinedOutput()
+			cancel()
+			if got := strings.TrimSpace(string(out)); err != nil || got != want {
+				t.Errorf("%q is completed by %q, want %q, error %v", line, got, want, err)
+			}
+		}
+	})
+
 	t.Run("another libvirt than fraild's", func(t *testing.T) {
 		_, _, err := p.frail(t, "-c", "qemu:///session", "list")
 		wantError(t, err, "fraild watches "+l.URI+", not qemu:///session")
