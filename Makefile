@@ -7,6 +7,8 @@ GO ?= go
 TAGS := libvirt_dlopen
 DESTDIR ?=
 PREFIX ?= /usr
+# Of make install: where zsh looks for completions depends on who packaged it.
+ZSHDIR ?= $(PREFIX)/share/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 # Of make install: the kernel's release whose module is installed with the rest.
 RELEASE ?=
 KO ?= kmod/frail.ko
@@ -56,9 +58,11 @@ help: ## list the targets
 deps: ## install the Debian packages that are missing
 	@lab/deps.sh
 
-build: ## build frail, fraild and the libvirt hook into build/bin
+build: ## build frail, fraild and the libvirt hook into build/bin, manual pages and completions into build/share
 	@mkdir -p $B/bin
 	$(GO) build -tags $(TAGS) -o $B/bin/ ./cmd/...
+	@rm -rf $B/share
+	@$B/bin/frail gen $B/share
 
 kmod: deps ## build frail.ko for this machine's kernel headers
 	$(MAKE) -C kmod
@@ -86,12 +90,17 @@ fuzz: ## run every fuzz target for FUZZTIME, two at a time
 test: lint unit fuzz ## every test of a change: make lab-matrix without arguments has more hosts
 	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"
 
-install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PREFIX, KO)
+install: ## install the programs, manual pages and completions, and frail.ko if RELEASE is given (DESTDIR, PREFIX, ZSHDIR, KO)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $B/bin/frail
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin $B/bin/fraild
 	install -D -m 0755 $B/bin/frail-libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/fraild.service packaging/frail-module.service
 	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
+	install -d -m 0755 $(DESTDIR)/etc/frail/conf.d
+	for s in 1 5 8; do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$$s $B/share/man$$s/* || exit 1; done
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/bash-completion/completions $B/share/completions/frail
+	install -D -m 0644 -t $(DESTDIR)$(ZSHDIR) $B/share/completions/_frail
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $B/share/completions/frail.fish
 	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
 
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)

@@ -34,7 +34,11 @@ Kinds:
 
 The sequence is of the call that raised the alert and the eight before it, the newest last.
 A ! stands before those that made a pair with it that the executable never made.`,
-		Args: cobra.MaximumNArgs(1),
+		Example: `  frail alerts
+  frail alerts guest1 --loop
+  frail alerts --json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &api.AlertsRequest{Follow: loop}
 			if len(args) > 0 {

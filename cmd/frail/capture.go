@@ -30,7 +30,10 @@ func newCaptureCmd(opts *options) *cobra.Command {
 that was cut off by a crash lacks the last second.
 
 "frail replay FILE" analyses it.`,
-		Args: exactDomain,
+		Example: `  frail capture guest1 -o guest1.cap
+  frail capture guest1 -o boot.cap --wait --limit 100000`,
+		Args:              exactDomain,
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 			if err != nil {

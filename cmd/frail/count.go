@@ -33,7 +33,10 @@ the domain stops, then print a table like strace -c.
 Time is from a call to its return on the clock of the host. A call whose return is told only
 at the thread's next call has no time, as all of a domain with exits="entry"; one whose
 return value is not known has no error.`,
-		Args: exactDomain,
+		Example: `  frail count guest1
+  frail count guest1 --filter-comm nginx --limit 100000`,
+		Args:              exactDomain,
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := newCounts()
 			err := opts.withDaemon(cmd.Context(), func(d *daemon) error {

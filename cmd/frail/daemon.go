@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 // dialTimeout bounds the first contact with fraild. Its socket is local: only a daemon
@@ -40,11 +41,11 @@ func dialDaemon(socket string) (*daemon, error) {
 	probe, err := net.DialTimeout("unix", path, dialTimeout)
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("no permission to use %s: run as root or join the group that owns it", path)
+		return nil, exit.With(exit.Unreachable, fmt.Errorf("no permission to use %s: run as root or join the group that owns it", path))
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("fraild does not run (nothing listens on %s): systemctl start fraild", path)
+		return nil, exit.With(exit.Unreachable, fmt.Errorf("fraild does not run (nothing listens on %s): systemctl start fraild", path))
 	case err != nil:
-		return nil, fmt.Errorf("connect to fraild: %w", err)
+		return nil, exit.With(exit.Unreachable, fmt.Errorf("connect to fraild: %w", err))
 	}
 	probe.Close()
 

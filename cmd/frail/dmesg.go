@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 func newDmesgCmd(opts *options) *cobra.Command {
@@ -41,7 +42,7 @@ Levels: ` + strings.Join(levelNames, ", ") + `.`,
 			})
 		},
 	}
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	cmd.Flags().StringVarP(&levels, "level", "l", "", "show only messages of these levels, a `LIST` separated by commas; LEVEL+ is that level and all above it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one document a line")
 	return cmd
@@ -63,7 +64,7 @@ func parseLevels(list string) (map[uint32]bool, error) {
 			n, above = len(levelNames)-1, true
 		}
 		if n < 0 {
-			return nil, fmt.Errorf("--level: no level '%s': there are %s", name, strings.Join(levelNames, ", "))
+			return nil, exit.Usagef("--level: no level '%s': there are %s", name, strings.Join(levelNames, ", "))
 		}
 		wanted[uint32(n)] = true
 		for i := 0; above && i < n; i++ {

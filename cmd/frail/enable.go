@@ -9,24 +9,19 @@ import (
 	"github.com/spf13/cobra"
 	"libvirt.org/go/libvirt"
 
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 )
 
 func newEnableCmd(opts *options) *cobra.Command {
 	var exits string
+	var parsed *hooks.Exits // nil: the domain keeps its own
 	cmd := newMetadataCmd(opts, metadataCmd{
 		name:  "enable",
 		short: "Ask for a domain's system calls to be traced",
 		done:  "Domain '%s' enabled for tracing\n",
 		apply: func(dom *libvirt.Domain, live, config bool) error {
-			if exits == "" {
-				return hooks.Enable(dom, live, config, nil)
-			}
-			e, err := hooks.ParseExits(exits)
-			if err != nil {
-				return fmt.Errorf("--exits: %w", err)
-			}
-			return hooks.Enable(dom, live, config, &e)
+			return hooks.Enable(dom, live, config, parsed)
 		},
 	})
 	cmd.Long += `
@@ -35,17 +30,34 @@ func newEnableCmd(opts *options) *cobra.Command {
 then told at its thread's next call, or not known. Without --exits a domain keeps those it
 has; it begins with both. A running domain that is traced changes over at once, and traces
 of it end.`
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if exits == "" {
+			return nil
+		}
+		e, err := hooks.ParseExits(exits)
+		parsed = &e
+		if err != nil {
+			return fmt.Errorf("--exits: %w", err)
+		}
+		return nil
+	}
+	cmd.Example = `  frail enable guest1
+  frail enable guest1 --live --config
+  frail enable guest1 --exits entry`
 	cmd.Flags().StringVar(&exits, "exits", "", "what traps, by `MODE`: both or entry")
 	return cmd
 }
 
 func newDisableCmd(opts *options) *cobra.Command {
-	return newMetadataCmd(opts, metadataCmd{
+	cmd := newMetadataCmd(opts, metadataCmd{
 		name:  "disable",
 		short: "Stop asking for a domain's system calls to be traced",
 		done:  "Domain '%s' disabled for tracing\n",
 		apply: hooks.Disable,
 	})
+	cmd.Example = `  frail disable guest1
+  frail disable guest1 --live --config`
+	return cmd
 }
 
 // metadataCmd is a command that edits Frail's element in a domain's metadata.
@@ -63,7 +75,8 @@ func newMetadataCmd(opts *options, m metadataCmd) *cobra.Command {
 
 fraild follows the metadata of running domains: --live takes effect at once, --config
 at the next start.`,
-		Args: exactDomain,
+		Args:              exactDomain,
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conn, err := connect(opts.uri)
 			if err != nil {
@@ -115,7 +128,7 @@ func exactDomain(cmd *cobra.Command, args []string) error {
 func connect(uri string) (*libvirt.Connect, error) {
 	conn, err := libvirt.NewConnect(uri)
 	if err != nil {
-		return nil, fmt.Errorf("failed to connect to the hypervisor: %w", err)
+		return nil, exit.With(exit.Unreachable, fmt.Errorf("failed to connect to the hypervisor: %w", err))
 	}
 	return conn, nil
 }

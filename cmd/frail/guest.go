@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 	"frail/cmd/internal/guest"
 	"frail/qmp"
 	"frail/qmp/layout"
@@ -28,9 +29,16 @@ type guestOptions struct {
 	pid int
 }
 
-func (o *guestOptions) addTo(cmd *cobra.Command) {
+// addTo adds the flags, and the argument DOMAIN.
+func (o *guestOptions) addTo(cmd *cobra.Command, opts *options) {
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, text string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if o.qmp != "" {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return opts.completeDomain(cmd, args, text)
+	}
 	cmd.Flags().StringVar(&o.qmp, "qmp", "", "of the QEMU that serves this QMP `SOCKET`, without libvirt and fraild")
-	cmd.Flags().IntVar(&o.pid, "pid", 0, "with --qmp: QEMU's process id, if it forked since it made the socket (-daemonize)")
+	cmd.Flags().IntVar(&o.pid, "pid", 0, "with --qmp: QEMU's process `ID`, if it forked since it made the socket (-daemonize)")
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		switch {
 		case o.qmp == "" && o.pid != 0:
@@ -89,7 +97,7 @@ func (o *guestOptions) dial(ctx context.Context) (*qemu, error) {
 		err = fmt.Errorf("%w: another program may be using it", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, exit.With(exit.Unreachable, err)
 	}
 	q := &qemu{monitor: m, pid: o.pid, layouts: importedLayouts()}
 	if q.pid == 0 {

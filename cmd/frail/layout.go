@@ -39,7 +39,7 @@ page tables agree with it, which no process of the guest can forge.`,
 		},
 	}
 	cmd.AddCommand(newLayoutImport())
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one document")
 	return cmd
 }

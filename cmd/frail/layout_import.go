@@ -25,6 +25,8 @@ a kernel that lacks something tell. A vmlinux has it in it. Types of one file an
 of another can be imported one after the other.
 
 fraild uses what was imported at the guest's next boot, or when it is restarted.`,
+		Example: `  frail layout import --vmlinux vmlinux
+  frail layout import --isf guest.json.xz --build-id 67e5e727aeb3cb468dfe1bb8f9738f944c3a7d50`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store := &layout.Store{Dir: dir}
@@ -52,11 +54,11 @@ fraild uses what was imported at the guest's next boot, or when it is restarted.
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&vmlinux, "vmlinux", "", "the kernel's uncompressed image, an ELF `file` with a symbol table and BTF or DWARF")
-	flags.StringVar(&btf, "btf", "", "types: a BTF `file`, such as the guest's /sys/kernel/btf/vmlinux")
-	flags.StringVar(&isf, "isf", "", "Volatility 3's symbol `file`: JSON, plain or compressed by xz or gzip")
-	flags.StringVar(&buildID, "build-id", "", "the kernel's build `id`; a vmlinux has it in it")
-	flags.StringVar(&dir, "store", layout.DefaultStoreDir, "the `directory` where it is kept")
+	flags.StringVar(&vmlinux, "vmlinux", "", "the kernel's uncompressed image, an ELF `FILE` with a symbol table and BTF or DWARF")
+	flags.StringVar(&btf, "btf", "", "types: a BTF `FILE`, such as the guest's /sys/kernel/btf/vmlinux")
+	flags.StringVar(&isf, "isf", "", "Volatility 3's symbol `FILE`: JSON, plain or compressed by xz or gzip")
+	flags.StringVar(&buildID, "build-id", "", "the kernel's build `ID`; a vmlinux has it in it")
+	flags.StringVar(&dir, "store", layout.DefaultStoreDir, "the `DIR` where it is kept")
 	cmd.MarkFlagsMutuallyExclusive("vmlinux", "btf", "isf")
 	cmd.MarkFlagsOneRequired("vmlinux", "btf", "isf")
 	return cmd

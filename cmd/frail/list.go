@@ -32,6 +32,9 @@ States:
 
 Coverage is "full", or which ways into the guest's kernel are not seen now because the guest
 uses its debug registers.`,
+		Example: `  frail list
+  frail list --all
+  frail list --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := dialDaemon(opts.socket)

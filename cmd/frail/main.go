@@ -13,10 +13,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"libvirt.org/go/libvirt"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 func main() {
@@ -29,9 +31,7 @@ func main() {
 	if err != nil && !errors.Is(err, errReported) {
 		fmt.Fprintln(os.Stderr, "error:", message(err))
 	}
-	if err != nil {
-		os.Exit(1)
-	}
+	os.Exit(int(statusOf(err)))
 }
 
 // errReported is a failure that the command has shown already.
@@ -43,7 +43,58 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	running := false
+	walk(root, func(cmd *cobra.Command) {
+		if inner := cmd.RunE; inner != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				running = true
+				return inner(cmd, args)
+			}
+		}
+	})
+	err := root.ExecuteContext(ctx)
+	if !running {
+		// What fails before a command runs is about the command line.
+		err = exit.With(exit.Usage, err)
+	}
+	return err
+}
+
+// walk calls f with cmd and all commands below it.
+func walk(cmd *cobra.Command, f func(*cobra.Command)) {
+	f(cmd)
+	for _, c := range cmd.Commands() {
+		walk(c, f)
+	}
+}
+
+// statusOf returns the exit status for err.
+func statusOf(err error) exit.Status {
+	if st := exit.Of(err); st != exit.Failure {
+		return st
+	}
+	if lverr, ok := errors.AsType[libvirt.Error](err); ok {
+		switch lverr.Code {
+		case libvirt.ERR_NO_DOMAIN:
+			return exit.NotFound
+		case libvirt.ERR_OPERATION_INVALID:
+			return exit.WrongState
+		}
+	}
+	var rpc interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &rpc) {
+		switch rpc.GRPCStatus().Code() {
+		case codes.NotFound:
+			return exit.NotFound
+		case codes.FailedPrecondition:
+			return exit.WrongState
+		case codes.InvalidArgument:
+			return exit.Usage
+		case codes.Unavailable:
+			return exit.Unreachable
+		}
+	}
+	return exit.Failure
 }
 
 // options are the flags of every command.
@@ -62,6 +113,9 @@ func newRoot() *cobra.Command {
 no patched kernel on the host.
 
 DOMAIN is a domain's name, id or UUID.`,
+		Example: `  frail enable guest1 --live --config
+  frail list
+  frail trace guest1 --filter-syscall openat,execve`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -69,8 +123,9 @@ DOMAIN is a domain's name, id or UUID.`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&opts.uri, "connect", "c", "", "libvirt connection `URI` (default $LIBVIRT_DEFAULT_URI, else libvirt's)")
-	flags.StringVar(&opts.socket, "socket", api.DefaultSocket, "`path` of fraild's socket")
+	flags.StringVar(&opts.socket, "socket", api.DefaultSocket, "`PATH` of fraild's socket")
 	flags.BoolVarP(&opts.quiet, "quiet", "q", false, "no headers and no messages, only results")
+	root.CompletionOptions.DisableDefaultCmd = true // it has its own
 	root.AddCommand(
 		newListCmd(opts),
 		newEnableCmd(opts),
@@ -85,17 +140,24 @@ DOMAIN is a domain's name, id or UUID.`,
 		newAlertsCmd(opts),
 		newTopCmd(opts),
 		newProfileCmd(opts),
+		newConfigCmd(),
 		newDoctorCmd(opts),
 		newVersionCmd(opts),
+		newCompletionCmd(),
+		newExitCodesCmd(),
+		newGenCmd(),
 	)
+	completeFlags(root)
 	return root
 }
 
 func newVersionCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the versions of frail and, if it runs, fraild",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Print the versions of frail and, if it runs, fraild",
+		Long:    `Print the versions of frail and, if it runs, fraild. That fraild does not run is no error.`,
+		Example: `  frail version`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintln(cmd.OutOrStdout(), "frail", api.Version())
 			client, err := dialDaemon(opts.socket)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,10 +23,33 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 	"frail/hooks/libvirttest"
+	"frail/packaging"
 )
 
-func TestMain(m *testing.M) { libvirttest.Main(m) }
+// commandEnv makes the test binary the command frail.
+const commandEnv = "FRAIL_TEST_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandEnv) != "" {
+		main()
+	}
+	libvirttest.Main(m)
+}
+
+// wantStatus runs the command in a process of its own and checks its exit status.
+func wantStatus(t *testing.T, want exit.Status, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), commandEnv+"=1")
+	out, err := cmd.CombinedOutput()
+	if got := exit.Status(cmd.ProcessState.ExitCode()); got != want {
+		t.Errorf("frail %q: exit status %d, want %d (%v)\n%s", args, got, want, err, out)
+	}
+}
 
 // patience is how long a test waits for something that takes well under a second on an
 // idle machine.
@@ -140,6 +164,17 @@ func (p *daemonProcess) frail(t *testing.T, args ...string) (stdout, stderr stri
 	return out.String(), errOut.String(), err
 }
 
+// complete returns what the shell's completion offers for the last of args, and cobra's
+// directive.
+func (p *daemonProcess) complete(t *testing.T, args ...string) string {
+	t.Helper()
+	out, _, err := p.frail(t, append([]string{"__completeNoDesc"}, args...)...)
+	if err != nil {
+		t.Errorf("complete %q: %v", args, err)
+	}
+	return strings.Join(strings.Fields(out), " ")
+}
+
 // wantError fails the test unless err has all of parts.
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
@@ -232,6 +267,7 @@ func TestDaemon(t *testing.T) {
 	t.Run("domains", func(t *testing.T) { testDomains(t, fraild) })
 	t.Run("without libvirt", func(t *testing.T) { testWithoutLibvirt(t, fraild) })
 	t.Run("reflection", func(t *testing.T) { testReflection(t, fraild) })
+	t.Run("usage", func(t *testing.T) { testUsage(t, fraild) })
 }
 
 // Domains of a real libvirt through a real fraild.
@@ -399,6 +435,84 @@ func testDomains(t *testing.T, fraild string) {
 		wantError(t, err, "cannot trace: load frail.ko", "guest_sys_")
 	})
 
+	t.Run("exit statuses", func(t *testing.T) {
+		for _, tc := range []struct {
+			want exit.Status
+			args []string
+		}{
+			{exit.Success, []string{"list"}},
+			{exit.NotFound, []string{"trace", "nobody"}},
+			{exit.NotFound, []string{"ps", "nobody"}},
+			{exit.NotFound, []string{"profile", "show", "nobody/sh"}},
+			{exit.NotFound, []string{"-c", l.URI, "enable", "nobody"}},
+			{exit.WrongState, []string{"trace", "plain"}},
+			{exit.WrongState, []string{"ps", "sleeping"}},
+			{exit.WrongState, []string{"-c", l.URI, "enable", "sleeping", "--live"}},
+			{exit.Usage, []string{"trace", "plain", "--filter-syscall", "opnat"}},
+		} {
+			wantStatus(t, tc.want, append([]string{"--socket", p.socket}, tc.args...)...)
+		}
+	})
+
+	t.Run("completion", func(t *testing.T) {
+		for _, tc := range []struct {
+			args []string
+			want string // without descriptions
+		}{
+			{[]string{"trace", ""}, "asks bad plain sleeping :4"},
+			{[]string{"trace", "pl"}, "asks bad plain sleeping :4"}, // the shell chooses
+			{[]string{"trace", "plain", ""}, ":4"},
+			{[]string{"ps", "--qmp", "/x", ""}, ":4"},
+			{[]string{"alerts", ""}, "asks bad plain sleeping :4"},
+			{[]string{"profile", "import", "./f", ""}, "asks bad plain sleeping :4"},
+			{[]string{"profile", "show", ""}, ":4"}, // nothing is learnt
+			{[]string{"profile", "show", "./"}, ":0"},
+		} {
+			if got := p.complete(t, tc.args...); got != tc.want {
+				t.Errorf("%q is completed by %q, want %q", tc.args, got, tc.want)
+			}
+		}
+		if out, _, _ := p.frail(t, "__complete", "list", "--all", "trace", ""); strings.Contains(out, "asks") {
+			t.Errorf("a command without arguments is completed by\n%s", out)
+		}
+		out, _, _ := p.frail(t, "__complete", "enable", "pla")
+		if want := "plain\tnot traced (disabled)\n"; !strings.Contains(out, want) {
+			t.Errorf("with descriptions: %q, want a line %q", out, want)
+		}
+	})
+
+	t.Run("completion in bash", func(t *testing.T) {
+		const library = "/usr/share/bash-completion/bash_completion"
+		if _, err := os.Stat(library); err != nil {
+			t.Skip("bash-completion is not installed: ", err)
+		}
+		dir := t.TempDir()
+		self, err := os.Executable()
+		if err == nil {
+			err = os.Symlink(self, filepath.Join(dir, "frail"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line, want := range map[string]string{
+			"frail --socket " + p.socket + " trace ": "asks bad plain sleeping",
+			"frail --socket " + p.socket + " ps sl":  "sleeping",
+			"frail enable plain --exits e":           "entry",
+			"frail --socket /nonexistent trace ":     "",
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			bash := exec.CommandContext(ctx, "bash", "--norc", "-c", `. "$1"; . <(frail completion bash)
+				COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9 COMP_WORDS=($2); [[ $2 != *" " ]] || COMP_WORDS+=("")
+				COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); compopt() { :; }; __start_frail; echo ${COMPREPLY[@]%% *}`, "bash", library, line)
+			bash.Env = append(os.Environ(), commandEnv+"=1", "PATH="+dir+":"+os.Getenv("PATH"))
+			out, err := bash.CombinedOutput()
+			cancel()
+			if got := strings.TrimSpace(string(out)); err != nil || got != want {
+				t.Errorf("%q is completed by %q, want %q, error %v", line, got, want, err)
+			}
+		}
+	})
+
 	t.Run("another libvirt than fraild's", func(t *testing.T) {
 		_, _, err := p.frail(t, "-c", "qemu:///session", "list")
 		wantError(t, err, "fraild watches "+l.URI+", not qemu:///session")
@@ -412,7 +526,11 @@ func testDomains(t *testing.T, fraild string) {
 		if err == nil {
 			t.Error("doctor finds no fault on a machine without frail.ko")
 		}
-		for _, want := range []string{"PASS  fraild ", "PASS  fraild: libvirt", "FAIL  frail.ko", "FAIL  fraild: BPF", "fix: modprobe frail", "PASS  fraild: QEMU processes", "PASS  libvirt "} {
+		for _, want := range []string{
+			"PASS  fraild ", "PASS  fraild: libvirt", "FAIL  frail.ko", "FAIL  fraild: BPF", "fix: modprobe frail", "PASS  fraild: QEMU processes", "PASS  libvirt ",
+			"PASS  fraild's socket", "FAIL  domains ", "asks: it is of type qemu", "bad: invalid frail metadata",
+			"FAIL  fraild: domains", "asks: open /dev/frail", "PASS  kernel BTF",
+		} {
 			if !strings.Contains(out, want) {
 				t.Errorf("doctor does not print %q:\n%s", want, out)
 			}
@@ -539,6 +657,54 @@ func testReflection(t *testing.T, fraild string) {
 		}
 	}
 	t.Errorf("services are %v", resp)
+}
+
+// fraild's command line, as its manual page has it, and the statuses with which it ends.
+func testUsage(t *testing.T, fraild string) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "frail.toml")
+	if err := os.WriteFile(bad, []byte("[log]\nlevle = \"info\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	occupied := filepath.Join(dir, "occupied.toml")
+	socket := filepath.Join(dir, "frail.sock")
+	if err := os.WriteFile(occupied, fmt.Appendf(nil, "[api]\nsocket = %q\n", socket), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(socket + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		status exit.Status
+		want   string
+		args   []string
+	}{
+		{exit.Success, "fraild ", []string{"--version"}},
+		{exit.Success, "-config", []string{"--help"}},
+		{exit.Failure, "another fraild serves", []string{"--config", occupied}},
+		{exit.Usage, "-nosuch", []string{"--nosuch"}},
+		{exit.Usage, `unexpected argument "x"`, []string{"x"}},
+		{exit.Usage, "none: no such file", []string{"--config", filepath.Join(dir, "none")}},
+		{exit.Usage, bad + ":2: log.levle: unknown key", []string{"--config", bad}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		cmd := exec.CommandContext(ctx, fraild, tc.args...)
+		out, _ := cmd.CombinedOutput()
+		cancel()
+		if got := exit.Status(cmd.ProcessState.ExitCode()); got != tc.status || !strings.Contains(string(out), tc.want) {
+			t.Errorf("fraild %q: exit status %d, want %d, with %q:\n%s", tc.args, got, tc.status, tc.want, out)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(string(out), -1) {
+			if !strings.Contains(packaging.Fraild, "**--"+m[1]+"**") {
+				t.Errorf("fraild(8) does not tell of --%s", m[1])
+			}
+		}
+	}
 }
 
 // What a user reads of which calls are seen.

@@ -6,9 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 	"frail/tracer/ph"
 	"frail/tracer/profile"
 )
@@ -62,6 +63,9 @@ States:
   learning  everything is new
   frozen    nothing new came for long; it becomes normal at the time shown
   normal    calls that do not fit are anomalous`,
+		Example: `  frail profile list
+  frail profile show guest1/nginx
+  frail profile export guest1/nginx ./nginx.profile`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -83,11 +87,11 @@ States:
 func splitProfile(arg string) (string, []byte, error) {
 	domain, name, ok := strings.Cut(arg, "/")
 	if !ok || domain == "" {
-		return "", nil, fmt.Errorf("profile %q: want DOMAIN/EXECUTABLE", arg)
+		return "", nil, exit.Usagef("profile %q: want DOMAIN/EXECUTABLE", arg)
 	}
 	exe, err := strconv.Unquote(`"` + strings.ReplaceAll(name, `"`, `\"`) + `"`)
 	if err != nil {
-		return "", nil, fmt.Errorf("profile %q: the executable has an escape that is none", arg)
+		return "", nil, exit.Usagef("profile %q: the executable has an escape that is none", arg)
 	}
 	return domain, []byte(exe), nil
 }
@@ -127,7 +131,13 @@ func newProfileListCmd(opts *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [DOMAIN]",
 		Short: "List the profiles of the domains that are analysed",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `List the profiles of the domains that are analysed: of each executable its state, how many
+calls it made, how many since something new was learnt, how many different ones, how many
+anomalous ones, and the threads that ran it. Below it are the limits that were reached.`,
+		Example: `  frail profile list
+  frail profile list guest1 --json`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &api.ProfilesRequest{}
 			if len(args) > 0 {
@@ -229,7 +239,12 @@ func newProfileShowCmd(opts *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show PROFILE",
 		Short: "Show a profile: its pairs of calls and their distances",
-		Args:  cobra.ExactArgs(1),
+		Long: `Show a profile: what is known of the executable, then its pairs of calls. Each line is a
+call, one that came before it, and at which distances: as learnt, and as judged by.`,
+		Example: `  frail profile show guest1/nginx
+  frail profile show ./nginx.profile --plot nginx.svg`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: opts.completeProfiles(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, _, err := opts.getProfile(cmd.Context(), args[0])
 			if err != nil {
@@ -280,7 +295,11 @@ func newProfileDiffCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff PROFILE PROFILE",
 		Short: "Show the pairs that only one of two profiles has learnt",
-		Args:  cobra.ExactArgs(2),
+		Long: `Show the pairs that only one of two profiles has learnt, with the distances that only the
+first has and those that only the second has.`,
+		Example:           `  frail profile diff guest1/nginx ./nginx.profile`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: opts.completeProfiles(2, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, _, err := opts.getProfile(cmd.Context(), args[0])
 			if err != nil {
@@ -302,8 +321,12 @@ func newProfileDiffCmd(opts *options) *cobra.Command {
 func newProfileExportCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "export PROFILE FILE",
-		Short: "Write a profile to a file, for another host or domain; - is standard output",
-		Args:  cobra.ExactArgs(2),
+		Short: "Write a profile to a file, for another host or domain",
+		Long:  `Write a profile to a file, for another host or domain. The file - is standard output.`,
+		Example: `  frail profile export guest1/nginx ./nginx.profile
+  frail profile export guest1/nginx - | sha256sum`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: opts.completeProfiles(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			_, text, err := opts.getProfile(cmd.Context(), args[0])
 			if err != nil {
@@ -326,7 +349,12 @@ func newProfileImportCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "import FILE DOMAIN[/EXECUTABLE]",
 		Short: "Give a domain's executable the profile of a file, in place of what is learnt",
-		Args:  cobra.ExactArgs(2),
+		Long: `Give a domain's executable the profile of a file, in place of what is learnt. Without
+EXECUTABLE it is the one that the file is of.`,
+		Example: `  frail profile import ./nginx.profile guest2
+  frail profile import ./nginx.profile guest2/nginx-1.27`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: opts.completeImport,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := readProfileFile(args[0])
 			if err != nil {
@@ -359,7 +387,12 @@ func newProfileMergeCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "merge PROFILE PROFILE... TO",
 		Short: "Join profiles into one, a file or DOMAIN/EXECUTABLE",
-		Args:  cobra.MinimumNArgs(3),
+		Long: `Join profiles into one that has learnt what any of them has. TO is where it goes: a file,
+or DOMAIN/EXECUTABLE in place of what is learnt there.`,
+		Example: `  frail profile merge guest1/nginx guest2/nginx ./nginx.profile
+  frail profile merge ./monday.profile ./tuesday.profile guest1/nginx`,
+		Args:              cobra.MinimumNArgs(3),
+		ValidArgsFunction: opts.completeProfiles(math.MaxInt, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var all *profile.File
 			last := len(args) - 1
@@ -393,7 +426,11 @@ func newProfileSeccompCmd(opts *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "seccomp PROFILE",
 		Short: "Print an OCI seccomp profile of the system calls the program was seen to use",
-		Args:  cobra.ExactArgs(1),
+		Long: `Print an OCI seccomp profile of the system calls the program was seen to use: those are
+allowed, all others fail.`,
+		Example:           `  frail profile seccomp guest1/nginx >nginx.json`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: opts.completeProfiles(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, _, err := opts.getProfile(cmd.Context(), args[0])
 			if err != nil {
@@ -408,10 +445,15 @@ func newProfileChangeCmd(opts *options, name string, change api.ProfileChange, s
 	return &cobra.Command{
 		Use:   name + " DOMAIN/EXECUTABLE",
 		Short: short,
-		Args:  cobra.ExactArgs(1),
+		Long: short + `. The change is kept, and is in effect when
+the command ends. An executable whose name is not plain text is written as in Go, with \x
+escapes.`,
+		Example:           "  frail profile " + name + " guest1/nginx",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: opts.completeProfiles(1, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if isFile(args[0]) {
-				return errors.New("a file is not changed: import it, then change the domain's profile")
+				return exit.Usagef("a file is not changed: import it, then change the domain's profile")
 			}
 			domain, exe, err := splitProfile(args[0])
 			if err != nil {

@@ -37,7 +37,7 @@ process whose arguments are not known: of a kernel thread, a zombie, or one that
 			})
 		},
 	}
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	cmd.Flags().BoolVar(&p.tree, "tree", false, "show each process below the one that made it")
 	cmd.Flags().BoolVar(&p.threads, "threads", false, "show every thread")
 	cmd.Flags().BoolVar(&p.json, "json", false, "print JSON, one document")

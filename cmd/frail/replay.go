@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"frail/bpf"
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 	"frail/tracer"
 	"frail/tracer/capture"
@@ -52,20 +52,20 @@ process, raise --anomaly.`,
 		Example: `  frail replay guest.cap --profile ./nginx.profile
   frail replay --unm --train 'normal/*' --score intrusion/*
   frail replay --adfa ADFA-LD --score`,
-		Args: cobra.ArbitraryArgs,
+		Args: cobra.ArbitraryArgs, // files
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case r.adfa != "" && (r.unm || len(args) > 0 || len(r.train) > 0):
-				return errors.New("--adfa takes no other recordings")
+				return exit.Usagef("--adfa takes no other recordings")
 			case r.adfa == "" && len(args) == 0:
-				return errors.New("nothing to replay: give a FILE, --unm FILE... or --adfa DIR")
+				return exit.Usagef("nothing to replay: give a FILE, --unm FILE... or --adfa DIR")
 			}
 			var err error
 			if r.settings.NormalWait, err = hooks.ParseDuration(r.wait); err != nil {
-				return fmt.Errorf("--normal-wait %q: %w", r.wait, err)
+				return exit.Usagef("--normal-wait %q: %w", r.wait, err)
 			}
 			if r.settings.TolerizeLimit >= ph.Frame || r.settings.ProcessLimit >= ph.MaxProcessLimit {
-				return fmt.Errorf("--tolerize is at most %d, --processes %d", ph.Frame-1, ph.MaxProcessLimit-1)
+				return exit.Usagef("--tolerize is at most %d, --processes %d", ph.Frame-1, ph.MaxProcessLimit-1)
 			}
 			return r.run(cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()), args)
 		},
@@ -81,10 +81,10 @@ process, raise --anomaly.`,
 	flags.BoolVar(&r.json, "json", false, "print alerts as JSON, one document a line")
 	flags.StringVar(&r.stide, "stide", "", "with --score, score exact sequences too: `WINDOW,FRAME`, such as 6,20")
 	flags.BoolVar(&r.settings.Learn, "learn", defaults.Learn, "let profiles grow")
-	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "limit of anomalous calls among a thread's last 128")
-	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "limit of anomalous calls of an executable")
-	flags.Uint32Var(&r.settings.ProcessLimit, "processes", defaults.ProcessLimit, "limit of anomalous processes of an executable")
-	flags.StringVar(&r.wait, "normal-wait", "7d", "how long a frozen profile waits before it judges")
+	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "allow `N` anomalous calls among a thread's last 128")
+	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "allow `N` anomalous calls of an executable")
+	flags.Uint32Var(&r.settings.ProcessLimit, "processes", defaults.ProcessLimit, "allow `N` anomalous processes of an executable")
+	flags.StringVar(&r.wait, "normal-wait", "7d", "the `TIME` that a frozen profile waits before it judges")
 	return cmd
 }
 
@@ -131,11 +131,11 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	if r.stide != "" {
 		var window, frame int
 		if _, err := fmt.Sscanf(r.stide, "%d,%d", &window, &frame); err != nil {
-			return fmt.Errorf("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
+			return exit.Usagef("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
 		}
 		var err error
 		if x.stide, err = ph.NewStide(window, frame); err != nil {
-			return err
+			return exit.Usagef("--stide: %w", err)
 		}
 	}
 	for _, path := range r.profiles {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/api"
+	"frail/cmd/internal/exit"
 )
 
 func newTopCmd(opts *options) *cobra.Command {
@@ -34,10 +35,14 @@ of their threads, now and ever.
 
 On a terminal the table stays in place; q or Ctrl-C ends. Otherwise, or with --batch, one
 table comes after another.`,
-		Args: cobra.MaximumNArgs(1),
+		Example: `  frail top
+  frail top guest1 --interval 5s
+  frail top --batch -n 2`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if interval < 100*time.Millisecond {
-				return fmt.Errorf("interval of %s: at least 100ms", interval)
+				return exit.Usagef("--interval of %s: at least 100ms", interval)
 			}
 			req := &api.ThreadsRequest{}
 			if len(args) > 0 {
@@ -52,7 +57,7 @@ table comes after another.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between two tables")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "`TIME` between two tables")
 	cmd.Flags().IntVarP(&times, "times", "n", 0, "end after `N` tables; 0: no limit")
 	cmd.Flags().BoolVar(&batch, "batch", false, "one table after another, on a terminal too")
 	return cmd

@@ -14,6 +14,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 	"frail/tracer"
 	"frail/tracer/format"
@@ -59,18 +60,18 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case g.qmp != "" && t.wait:
-				return errors.New("--wait is for domains")
+				return exit.Usagef("--wait is for domains")
 			case g.qmp != "":
 				return t.traceQMP(cmd.Context(), &g, exits, cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
 			case cmd.Flags().Changed("exits"):
-				return errors.New("--exits is for --qmp: frail enable sets those of a domain")
+				return exit.Usagef("--exits is for --qmp: frail enable sets those of a domain")
 			}
 			return opts.withDaemon(cmd.Context(), func(d *daemon) error {
 				return t.run(cmd.Context(), d, args[0], cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
 			})
 		},
 	}
-	g.addTo(cmd)
+	g.addTo(cmd, opts)
 	flags := cmd.Flags()
 	flags.StringVar(&exits, "exits", hooks.ExitsBoth.String(), "with --qmp: what traps, by `MODE`: both or entry")
 	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")

@@ -12,6 +12,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/cmd/internal/exit"
 	"frail/cmd/internal/guest"
 	"frail/hooks"
 	"frail/kmod/device"
@@ -32,11 +33,11 @@ var (
 func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits string, w io.Writer, note func(string)) (err error) {
 	mode, err := hooks.ParseExits(exits)
 	if err != nil {
-		return fmt.Errorf("--exits: %w", err)
+		return exit.Usagef("--exits: %w", err)
 	}
 	filter, err := guest.Filter(t.syscalls, t.comm)
 	if err != nil {
-		return err
+		return exit.With(exit.Usage, err)
 	}
 	q, err := g.dial(ctx)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"frail/api"
 	"frail/kmod/device"
@@ -21,6 +22,7 @@ func (s *server) Doctor(context.Context, *api.DoctorRequest) (*api.DoctorRespons
 		checkDevice(),
 		checkBPF(),
 		s.checkEmulators(),
+		s.checkDomains(),
 	}}, nil
 }
 
@@ -105,5 +107,30 @@ func (s *server) checkEmulators() *api.Check {
 		seen++
 	}
 	c.Ok, c.Detail = true, fmt.Sprintf("%d running domains can be looked into", seen)
+	return c
+}
+
+// checkDomains tells which running domains ask to be traced and are not, or not in full.
+func (s *server) checkDomains() *api.Check {
+	c := &api.Check{Name: "fraild: domains"}
+	traced := 0
+	var failed, nameless []string
+	for _, d := range s.manager.list() {
+		switch snap, _ := d.snapshot(); snap.state {
+		case api.State_STATE_ERROR:
+			failed = append(failed, snap.Name+": "+snap.reason)
+		case api.State_STATE_NO_IDENTITY:
+			nameless = append(nameless, snap.Name+": no process names: "+snap.reason)
+		case api.State_STATE_RESOLVING, api.State_STATE_TRACED:
+			traced++
+		}
+	}
+	c.Ok, c.Optional = len(failed)+len(nameless) == 0, len(failed) == 0
+	if c.Ok {
+		c.Detail = fmt.Sprintf("%d traced", traced)
+		return c
+	}
+	c.Detail = strings.Join(append(failed, nameless...), "; ")
+	c.Fix = "do what the reason says; operating.md, \"When something is wrong\", explains some, journalctl -u fraild has more"
 	return c
 }

@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"frail/bpf"
+	"frail/cmd/internal/config"
 	"frail/cmd/internal/guest"
 	"frail/hooks"
 	"frail/kmod/device"
@@ -22,7 +23,7 @@ import (
 // host is the way to the kernel module, libvirt and QEMU. It keeps nothing open: a module
 // loaded later and a restarted libvirt are found at the next use. Safe for concurrent use.
 type host struct {
-	cfg *config
+	cfg *config.Config
 	log *slog.Logger
 
 	sequences *sequences

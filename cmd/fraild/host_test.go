@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"frail/bpf"
+	"frail/cmd/internal/config"
 	"frail/hooks"
 	"frail/hooks/libvirttest"
 	"frail/kmod/device"
@@ -31,7 +32,7 @@ func TestHostResolve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := defaultConfig()
+	cfg := config.Default()
 	cfg.Libvirt.URI = uri
 	h := &host{cfg: cfg, log: slog.New(slog.DiscardHandler)}
 	st := hooks.State{UUID: uuid, Name: "guest", PID: g.PID, Active: true, Launched: true, Config: hooks.Config{Trace: true}}

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"time"
@@ -17,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/api"
+	"frail/cmd/internal/config"
+	"frail/cmd/internal/exit"
 	"frail/hooks"
 	"frail/qmp/layout"
 )
@@ -35,7 +38,7 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "fraild:", err)
-		os.Exit(1)
+		os.Exit(int(exit.Of(err)))
 	}
 }
 
@@ -43,13 +46,13 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("fraild", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	path := flags.String("config", "", "configuration `file` (default "+defaultConfigPath+", if it exists)")
+	path := flags.String("config", "", "configuration `file` (default "+config.DefaultPath+", if it exists), with the drop-ins conf.d/*.toml beside it")
 	version := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		return err
+		return exit.With(exit.Usage, err)
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return exit.Usagef("unexpected argument %q", flags.Arg(0))
 	}
 	if *version {
 		fmt.Fprintln(stdout, "fraild", api.Version())
@@ -57,13 +60,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	must := *path != ""
 	if !must {
-		*path = defaultConfigPath
+		*path = config.DefaultPath
 	}
-	cfg, err := loadConfig(*path, must)
+	loaded, err := config.Load(*path, must)
 	if err != nil {
-		return err
+		return exit.Usagef("read configuration: %w", err)
 	}
-	log := newLogger(stderr, cfg.Log.Level)
+	cfg := loaded.Config
+	log := newLogger(stderr, slog.Level(cfg.Log.Level))
 	listener, lock, err := listen(cfg.API.Socket, cfg.API.Group)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", cfg.API.Socket, err)

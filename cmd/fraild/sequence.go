@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/cmd/internal/config"
 	"frail/hooks"
 	"frail/qmp/layout"
 	"frail/tracer/format"
@@ -25,7 +26,7 @@ import (
 // sequences analyses the call sequences of the domains that ask for it. It loads the
 // analysis when the first one does. Its methods are safe for concurrent use.
 type sequences struct {
-	cfg   *config
+	cfg   *config.Config
 	log   *slog.Logger
 	store *profile.Store
 
@@ -61,7 +62,7 @@ func progressIn(p *ph.Profile) progressOf {
 	return progressOf{p.Train, p.Sequences, p.Anomalies, p.Normal, p.Frozen}
 }
 
-func newSequences(cfg *config, log *slog.Logger) *sequences {
+func newSequences(cfg *config.Config, log *slog.Logger) *sequences {
 	return &sequences{
 		cfg: cfg, log: log, store: profile.NewStore(cfg.Sequence.StateDir),
 		attach: (*sequence.Analyzer).Attach,

@@ -14,6 +14,7 @@ import (
 
 	"frail/bpf"
 	"frail/bpf/bpftest"
+	"frail/cmd/internal/config"
 	"frail/hooks"
 	"frail/qmp/layout"
 	"frail/tracer/ph"
@@ -46,7 +47,7 @@ func (g *guestOf) call(pid int32, name string, nrs ...int64) {
 
 func sequencesIn(t *testing.T, dir string) *sequences {
 	t.Helper()
-	cfg := defaultConfig()
+	cfg := config.Default()
 	cfg.Sequence.StateDir = dir
 	s := newSequences(cfg, slog.New(slog.DiscardHandler))
 	s.attach = func(*sequence.Analyzer) error { return nil }

@@ -15,6 +15,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/cmd/internal/config"
 	"frail/hooks"
 	"frail/kmod/device"
 	"frail/tracer"
@@ -32,7 +33,7 @@ func (s *sinkServer) Trace(stream traceStream) error {
 	if err != nil {
 		return err
 	}
-	t, err := tracer.New(tracer.Options{RingBytes: minRingBytes})
+	t, err := tracer.New(tracer.Options{RingBytes: config.MinRingBytes})
 	if err != nil {
 		return err
 	}
