@@ -22,9 +22,8 @@ import (
 
 // Guest is a built guest.
 type Guest struct {
-	Kernel  string // file: the kernel of the host's Debian release
-	Vmlinux string // file: the same uncompressed: boots sooner, and always at the same address
-	Initrd  string // file: initramfs of busybox and the test programs
+	Kernel string // file: the kernel of the host's Debian release
+	Initrd string // file: initramfs of busybox and the test programs
 }
 
 // progFlags build a test program: no C library, no start files, nothing that
@@ -53,7 +52,6 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 	key.Add("host", []byte(filepath.Base(filepath.Dir(h.Root))))
 	key.Add("flags", []byte(strings.Join(progFlags, " ")))
 	key.Add("modules", []byte(strings.Join(guestModules, " ")))
-	key.Add("kernels", []byte("vmlinuz vmlinux"))
 	if err := key.AddFS(guest.Sources); err != nil {
 		return nil, fmt.Errorf("read the guest's sources: %w", err)
 	}
@@ -64,9 +62,8 @@ func BuildGuest(ctx context.Context, h *Host, log io.Writer) (*Guest, error) {
 		return nil, err
 	}
 	return &Guest{
-		Kernel:  filepath.Join(dir, "vmlinuz"),
-		Vmlinux: filepath.Join(dir, "vmlinux"),
-		Initrd:  filepath.Join(dir, "initramfs.cpio.gz"),
+		Kernel: filepath.Join(dir, "vmlinuz"),
+		Initrd: filepath.Join(dir, "initramfs.cpio.gz"),
 	}, nil
 }
 
@@ -81,9 +78,6 @@ func fillGuest(ctx context.Context, dir string, h *Host, log io.Writer) error {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), kernel, 0o644); err != nil {
-		return err
-	}
-	if err := writeUnpacked(ctx, filepath.Join(dir, "vmlinux"), filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
 	modules := filepath.Join(h.Root, "lib/modules", h.GuestRelease)
@@ -219,7 +213,7 @@ func (g *Guest) Install(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("install the guest: %w", err)
 	}
-	for _, from := range []string{g.Kernel, g.Vmlinux, g.Initrd} {
+	for _, from := range []string{g.Kernel, g.Initrd} {
 		data, err := os.ReadFile(from)
 		if err != nil {
 			return fmt.Errorf("install the guest: %w", err)

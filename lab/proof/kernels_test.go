@@ -32,24 +32,23 @@ t-opens
 func TestNewKernel(t *testing.T) {
 	const kexec = `t-kexec vmlinuz initrd "$(cat /proc/cmdline) again" && t-kexec`
 	for _, tt := range []struct {
-		name, replace, cmdline string
-		vcpus                  int
-		boot                   func(direct.Config) direct.Config
+		name, replace string
+		vcpus         int
+		boot          func(direct.Config) direct.Config
 	}{
 		// Not to the same address: without KASLR a guest of an emulated host does not
 		// come back, untraced neither.
-		{"reset", "reboot -f", "", 2, guest},
+		{"reset", "reboot -f", 2, guest},
 		// A second vCPU is started by INIT, which tells of a new kernel, too.
-		{"kexec to the same address", kexec, "nokaslr", 1, quickGuest},
-		{"kexec to another address", kexec, "", 2, quickGuest},
+		{"kexec to the same address", kexec, 1, fixedGuest},
+		{"kexec to another address", kexec, 2, guest},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr, err := direct.Trace(testContext(t), tt.boot(direct.Config{
-				VCPUs:   tt.vcpus,
-				Cmdline: tt.cmdline,
-				Reboot:  true,
-				Files:   map[string]string{"vmlinuz": direct.DefaultKernel, "initrd": *initrd},
-				Script:  fmt.Sprintf(replaceScript, tt.replace),
+				VCPUs:  tt.vcpus,
+				Reboot: true,
+				Files:  map[string]string{"vmlinuz": direct.DefaultKernel, "initrd": *initrd},
+				Script: fmt.Sprintf(replaceScript, tt.replace),
 			}), bpf.ExitsEntry)
 			if err != nil {
 				t.Fatal(err)

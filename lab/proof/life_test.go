@@ -49,7 +49,7 @@ func busyGuest(t *testing.T, cfg direct.Config) *direct.Guest {
 	t.Helper()
 	ctx := testContext(t)
 	cfg.VCPUs = 2
-	g := start(t, ctx, quickGuest(cfg))
+	g := start(t, ctx, fixedGuest(cfg))
 	if err := errors.Join(g.Resume(ctx), g.Await(ctx, "under load")); err != nil {
 		t.Fatal(err)
 	}

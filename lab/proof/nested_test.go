@@ -40,7 +40,7 @@ func TestNested(t *testing.T) {
 	load := cfg.Script
 	t.Run("traced", func(t *testing.T) {
 		cfg.Script = load + "t-kvm"
-		tr, err := direct.Trace(testContext(t), quickGuest(cfg), bpf.ExitsBoth)
+		tr, err := direct.Trace(testContext(t), fixedGuest(cfg), bpf.ExitsBoth)
 		if err != nil {
 			t.Fatal(err)
 		}

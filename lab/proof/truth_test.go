@@ -99,7 +99,7 @@ func TestPair(t *testing.T) {
 	var all sync.WaitGroup
 	for i, mode := range exitModes {
 		all.Go(func() {
-			traced[i], errs[i] = direct.Trace(ctx, quickGuest(recorded(2, ptiName(false), busyScript())), mode.exits)
+			traced[i], errs[i] = direct.Trace(ctx, fixedGuest(recorded(2, ptiName(false), busyScript())), mode.exits)
 		})
 	}
 	all.Wait()
