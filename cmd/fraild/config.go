@@ -8,10 +8,12 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -74,9 +76,46 @@ type config struct {
 		MaxThreads   int          `toml:"max_threads"`
 		MaxAlerts    int          `toml:"max_alerts"`
 	} `toml:"sequence"`
+	Metrics struct {
+		Listen listenAddress `toml:"listen"`
+	} `toml:"metrics"`
 	Log struct {
 		Level slog.Level `toml:"level"`
 	} `toml:"log"`
+}
+
+// listenAddress is where this host alone is served: at a unix socket, or at a port of a
+// loopback address. The zero value is nowhere.
+type listenAddress struct {
+	Network, Address string // as for [net.Listen]
+}
+
+// UnmarshalText parses "", "unix:PATH" or "ADDRESS:PORT".
+func (a *listenAddress) UnmarshalText(text []byte) error {
+	s := string(text)
+	if s == "" {
+		*a = listenAddress{}
+		return nil
+	}
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%q: %q is not an absolute path", s, path)
+		}
+		*a = listenAddress{"unix", path}
+		return nil
+	}
+	at, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is neither \"unix:/PATH\" nor a loopback address with a port, as \"127.0.0.1:9472\"", s)
+	}
+	if !at.Addr().IsLoopback() {
+		return fmt.Errorf("%q: %s is not a loopback address: nothing asks a client who it is there, so other hosts must not reach it", s, at.Addr())
+	}
+	if at.Port() == 0 {
+		return fmt.Errorf("%q: no client would know port 0", s)
+	}
+	*a = listenAddress{"tcp", s}
+	return nil
 }
 
 // duration is a time.Duration written as in "250ms".

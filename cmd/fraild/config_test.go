@@ -33,6 +33,18 @@ func TestParseConfig(t *testing.T) {
 		{"ring too large", "[trace]\nring_bytes = 2147483648\n", "power of two"},
 		{"no sessions", "[trace]\nmax_sessions = 0\n", "not in 1 to 1024"},
 		{"relative socket", "[api]\nsocket = \"frail.sock\"\n", "not an absolute path"},
+		{"metrics at a socket", "[metrics]\nlisten = \"unix:/run/frail/metrics.sock\"\n", ""},
+		{"metrics at a port", "[metrics]\nlisten = \"127.0.0.1:9472\"\n", ""},
+		{"metrics at a port of IPv6", "[metrics]\nlisten = \"[::1]:9472\"\n", ""},
+		{"metrics nowhere", "[metrics]\nlisten = \"\"\n", ""},
+		{"metrics for everybody", "[metrics]\nlisten = \"0.0.0.0:9472\"\n", `line 2 (last key "metrics.listen"): "0.0.0.0:9472": 0.0.0.0 is not a loopback address: nothing asks a client who it is`},
+		{"metrics at another address", "[metrics]\nlisten = \"[2001:db8::1]:9472\"\n", "2001:db8::1 is not a loopback address"},
+		{"metrics at all of IPv6", "[metrics]\nlisten = \"[::]:9472\"\n", ":: is not a loopback address"},
+		{"metrics at a port alone", "[metrics]\nlisten = \":9472\"\n", "neither"},
+		{"metrics at a name", "[metrics]\nlisten = \"localhost:9472\"\n", "neither"},
+		{"metrics without a port", "[metrics]\nlisten = \"127.0.0.1\"\n", "neither"},
+		{"metrics at port 0", "[metrics]\nlisten = \"127.0.0.1:0\"\n", "port 0"},
+		{"metrics at a relative path", "[metrics]\nlisten = \"unix:metrics.sock\"\n", `"metrics.sock" is not an absolute path`},
 		{"empty uri", "[libvirt]\nuri = \"\"\n", "libvirt.uri is empty"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
