@@ -73,6 +73,7 @@ DOMAIN is a domain's name, id or UUID.`,
 	flags.BoolVarP(&opts.quiet, "quiet", "q", false, "no headers and no messages, only results")
 	root.AddCommand(
 		newListCmd(opts),
+		newDomstatsCmd(opts),
 		newEnableCmd(opts),
 		newDisableCmd(opts),
 		newPsCmd(opts),

@@ -47,21 +47,25 @@ func eventually(t *testing.T, cond func() error) {
 
 // daemonProcess is a fraild of a test.
 type daemonProcess struct {
-	cmd    *exec.Cmd
-	dir    string
-	socket string
-	log    *bytes.Buffer // to be read after the process ended
-	ended  chan error
+	cmd     *exec.Cmd
+	dir     string
+	socket  string
+	metrics string        // path of the socket
+	log     *bytes.Buffer // to be read after the process ended
+	ended   chan error
 }
 
 // prepareDaemon makes a process of the program fraild that watches uri, with files of its
 // own in dir.
 func prepareDaemon(t *testing.T, fraild, dir, uri, statusDir string) *daemonProcess {
 	t.Helper()
-	p := &daemonProcess{dir: dir, socket: filepath.Join(dir, "frail.sock"), log: new(bytes.Buffer), ended: make(chan error, 1)}
+	p := &daemonProcess{
+		dir: dir, socket: filepath.Join(dir, "frail.sock"), metrics: filepath.Join(dir, "metrics.sock"),
+		log: new(bytes.Buffer), ended: make(chan error, 1),
+	}
 	conf := filepath.Join(dir, "frail.toml")
-	text := fmt.Sprintf("[libvirt]\nuri = %q\nstatus_dir = %q\n[api]\nsocket = %q\n[hook]\nsocket = %q\n[trace]\nring_bytes = 65536\n[log]\nlevel = \"debug\"\n",
-		uri, statusDir, p.socket, filepath.Join(dir, "hook.sock"))
+	text := fmt.Sprintf("[libvirt]\nuri = %q\nstatus_dir = %q\n[api]\nsocket = %q\n[hook]\nsocket = %q\n[trace]\nring_bytes = 65536\n[metrics]\nlisten = %q\n[log]\nlevel = \"debug\"\n",
+		uri, statusDir, p.socket, filepath.Join(dir, "hook.sock"), "unix:"+p.metrics)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -405,6 +409,11 @@ func testDomains(t *testing.T, fraild string) {
 		t.Setenv("LIBVIRT_DEFAULT_URI", "test:///default")
 		_, _, err = p.frail(t, "trace", "plain")
 		wantError(t, err, "not test:///default")
+	})
+
+	t.Run("metrics", func(t *testing.T) {
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)", "sleeping": "shut off"}, "--all")
+		testMetrics(t, p, asks)
 	})
 
 	t.Run("doctor", func(t *testing.T) {
