@@ -110,14 +110,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.NewInvalidMetric(c.daemon[0], err)
 		return
 	}
-	collect(to, daemonFigures, c.daemon, daemon)
+	send(to, daemonFigures, c.daemon, daemon)
 	for _, d := range domains {
-		collect(to, domainFigures, c.domain, d, d.name, d.uuid)
+		send(to, domainFigures, c.domain, d, d.name, d.uuid)
 	}
 }
 
-// collect sends what is known now of figures; labels are the values of those that all have.
-func collect[S any](to chan<- prometheus.Metric, figures []figure[S], descs []*prometheus.Desc, from S, labels ...string) {
+// send passes on what is known now of figures; labels are the values of those that all have.
+func send[S any](to chan<- prometheus.Metric, figures []figure[S], descs []*prometheus.Desc, from S, labels ...string) {
 	for i, f := range figures {
 		kind := prometheus.GaugeValue
 		if f.counter() {
