@@ -90,6 +90,7 @@ install: ## install the programs, and frail.ko if RELEASE is given (DESTDIR, PRE
 	install -D -m 0755 $B/bin/frail-libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/fraild.service packaging/frail-module.service
 	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/frail packaging/grafana-dashboard.json
 	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
 
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
