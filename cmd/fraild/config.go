@@ -247,6 +247,9 @@ func (c *config) validate() error {
 			return fmt.Errorf("%s: %q is not an absolute path", key, path)
 		}
 	}
+	if at := c.Metrics.Listen.Address; at == c.API.Socket || at == c.Hook.Socket {
+		return fmt.Errorf("metrics.listen: %s is another socket of fraild's", at)
+	}
 	if c.Libvirt.URI == "" {
 		return errors.New("libvirt.uri is empty")
 	}

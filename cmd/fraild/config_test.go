@@ -45,6 +45,7 @@ func TestParseConfig(t *testing.T) {
 		{"metrics without a port", "[metrics]\nlisten = \"127.0.0.1\"\n", "neither"},
 		{"metrics at port 0", "[metrics]\nlisten = \"127.0.0.1:0\"\n", "port 0"},
 		{"metrics at a relative path", "[metrics]\nlisten = \"unix:metrics.sock\"\n", `"metrics.sock" is not an absolute path`},
+		{"metrics at the API's socket", "[metrics]\nlisten = \"unix:/run/frail/frail.sock\"\n", "metrics.listen: /run/frail/frail.sock is another socket"},
 		{"empty uri", "[libvirt]\nuri = \"\"\n", "libvirt.uri is empty"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
