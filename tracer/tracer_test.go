@@ -556,8 +556,6 @@ func TestRecursionMissIsCounted(t *testing.T) {
 	}
 }
 
-// Who a thread is comes in the order of its events, of VMs that are followed, whatever the
-// filter; and to no sink that does not want it.
 // What the kernel measured of the programs is told while it measures, and after Close.
 func TestPrograms(t *testing.T) {
 	k := bpftest.New(t, 1)
@@ -587,6 +585,8 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
+// Who a thread is comes in the order of its events, of VMs that are followed, whatever the
+// filter; and to no sink that does not want it.
 func TestProcesses(t *testing.T) {
 	k := bpftest.New(t, 10)
 	describe := func(i int, vm uint32, who uint64, exe string) {

@@ -481,6 +481,15 @@ func TestTraceIsCounted(t *testing.T) {
 	if _, known := sums.total[stateOf("plain", 1).UUID]; all.last != 1 || len(sums.running) != 0 || !known {
 		t.Errorf("%d traces began, %+v", all.last, sums)
 	}
+
+	// With the domain its sums go.
+	alerts := &s.manager.host.sequences.alerts
+	alerts.add(alertOf{uuid: stateOf("plain", 1).UUID})
+	s.manager.deliver(t.Context(), hooks.Event{Kind: hooks.DomainGone, State: stateOf("plain", 1)})
+	s.manager.tasks.Wait()
+	if sums, err = all.sums(); err != nil || len(sums.total) != 0 || len(alerts.count(stateOf("plain", 1).UUID)) != 0 {
+		t.Errorf("of a domain that is no more: %+v, %v", sums, err)
+	}
 }
 
 // The analysis' programs and losses are told from its first use until fraild stops.
