@@ -101,6 +101,7 @@ install: ## install the programs, manual pages and completions, and frail.ko if 
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/bash-completion/completions $B/share/completions/frail
 	install -D -m 0644 -t $(DESTDIR)$(ZSHDIR) $B/share/completions/_frail
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $B/share/completions/frail.fish
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/frail packaging/grafana-dashboard.json
 	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
 
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)

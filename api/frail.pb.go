@@ -762,6 +762,212 @@ func (x *VM) GetRetsUnknown() uint64 {
 	return 0
 }
 
+type StatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names, ids or UUIDs. None: all domains, also those that are shut off.
+	Domains       []string `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsRequest) Reset() {
+	*x = StatsRequest{}
+	mi := &file_frail_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsRequest) ProtoMessage() {}
+
+func (x *StatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
+func (*StatsRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StatsRequest) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+type StatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the request; all of them ordered by name.
+	Domains       []*DomainStats `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsResponse) Reset() {
+	*x = StatsResponse{}
+	mi := &file_frail_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsResponse) ProtoMessage() {}
+
+func (x *StatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
+func (*StatsResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StatsResponse) GetDomains() []*DomainStats {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+type DomainStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// In the order of docs/metrics.md. What is not known now is left out.
+	Stats         []*Stat `protobuf:"bytes,3,rep,name=stats,proto3" json:"stats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainStats) Reset() {
+	*x = DomainStats{}
+	mi := &file_frail_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainStats) ProtoMessage() {}
+
+func (x *DomainStats) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainStats.ProtoReflect.Descriptor instead.
+func (*DomainStats) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DomainStats) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *DomainStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DomainStats) GetStats() []*Stat {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+// Stat is a figure of a domain.
+type Stat struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The metric's name without "frail_" and "_total", then the values of its labels besides
+	// domain and uuid, joined by dots: "vm_exits.syscall".
+	Key           string  `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         float64 `protobuf:"fixed64,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stat) Reset() {
+	*x = Stat{}
+	mi := &file_frail_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stat) ProtoMessage() {}
+
+func (x *Stat) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stat.ProtoReflect.Descriptor instead.
+func (*Stat) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Stat) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Stat) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 // TraceRequest: the first message of a Trace call is start, a second one may be stop.
 type TraceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -776,7 +982,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_frail_proto_msgTypes[6]
+	mi := &file_frail_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +994,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[6]
+	mi := &file_frail_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1007,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{6}
+	return file_frail_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TraceRequest) GetRequest() isTraceRequest_Request {
@@ -866,7 +1072,7 @@ type TraceStart struct {
 
 func (x *TraceStart) Reset() {
 	*x = TraceStart{}
-	mi := &file_frail_proto_msgTypes[7]
+	mi := &file_frail_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1084,7 @@ func (x *TraceStart) String() string {
 func (*TraceStart) ProtoMessage() {}
 
 func (x *TraceStart) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[7]
+	mi := &file_frail_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1097,7 @@ func (x *TraceStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceStart.ProtoReflect.Descriptor instead.
 func (*TraceStart) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{7}
+	return file_frail_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TraceStart) GetDomain() string {
@@ -945,7 +1151,7 @@ type TraceStop struct {
 
 func (x *TraceStop) Reset() {
 	*x = TraceStop{}
-	mi := &file_frail_proto_msgTypes[8]
+	mi := &file_frail_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1163,7 @@ func (x *TraceStop) String() string {
 func (*TraceStop) ProtoMessage() {}
 
 func (x *TraceStop) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[8]
+	mi := &file_frail_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1176,7 @@ func (x *TraceStop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceStop.ProtoReflect.Descriptor instead.
 func (*TraceStop) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{8}
+	return file_frail_proto_rawDescGZIP(), []int{12}
 }
 
 type TraceResponse struct {
@@ -990,7 +1196,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_frail_proto_msgTypes[9]
+	mi := &file_frail_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1208,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[9]
+	mi := &file_frail_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1221,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{9}
+	return file_frail_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TraceResponse) GetRecord() isTraceResponse_Record {
@@ -1135,7 +1341,7 @@ type TraceStarted struct {
 
 func (x *TraceStarted) Reset() {
 	*x = TraceStarted{}
-	mi := &file_frail_proto_msgTypes[10]
+	mi := &file_frail_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1353,7 @@ func (x *TraceStarted) String() string {
 func (*TraceStarted) ProtoMessage() {}
 
 func (x *TraceStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[10]
+	mi := &file_frail_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1366,7 @@ func (x *TraceStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceStarted.ProtoReflect.Descriptor instead.
 func (*TraceStarted) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{10}
+	return file_frail_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TraceStarted) GetUuid() string {
@@ -1201,7 +1407,7 @@ type TraceArmed struct {
 
 func (x *TraceArmed) Reset() {
 	*x = TraceArmed{}
-	mi := &file_frail_proto_msgTypes[11]
+	mi := &file_frail_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1419,7 @@ func (x *TraceArmed) String() string {
 func (*TraceArmed) ProtoMessage() {}
 
 func (x *TraceArmed) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[11]
+	mi := &file_frail_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1432,7 @@ func (x *TraceArmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceArmed.ProtoReflect.Descriptor instead.
 func (*TraceArmed) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{11}
+	return file_frail_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TraceArmed) GetVm() uint32 {
@@ -1245,7 +1451,7 @@ type Events struct {
 
 func (x *Events) Reset() {
 	*x = Events{}
-	mi := &file_frail_proto_msgTypes[12]
+	mi := &file_frail_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1463,7 @@ func (x *Events) String() string {
 func (*Events) ProtoMessage() {}
 
 func (x *Events) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[12]
+	mi := &file_frail_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1476,7 @@ func (x *Events) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Events.ProtoReflect.Descriptor instead.
 func (*Events) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{12}
+	return file_frail_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Events) GetEvents() []*Event {
@@ -1309,7 +1515,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_frail_proto_msgTypes[13]
+	mi := &file_frail_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1527,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[13]
+	mi := &file_frail_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1540,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{13}
+	return file_frail_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Event) GetTime() uint64 {
@@ -1483,7 +1689,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_frail_proto_msgTypes[14]
+	mi := &file_frail_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1701,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[14]
+	mi := &file_frail_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1714,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{14}
+	return file_frail_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Identity) GetTime() uint64 {
@@ -1642,7 +1848,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_frail_proto_msgTypes[15]
+	mi := &file_frail_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1860,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[15]
+	mi := &file_frail_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1873,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{15}
+	return file_frail_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Lost) GetTime() uint64 {
@@ -1700,7 +1906,7 @@ type LossCounts struct {
 
 func (x *LossCounts) Reset() {
 	*x = LossCounts{}
-	mi := &file_frail_proto_msgTypes[16]
+	mi := &file_frail_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1918,7 @@ func (x *LossCounts) String() string {
 func (*LossCounts) ProtoMessage() {}
 
 func (x *LossCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[16]
+	mi := &file_frail_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1931,7 @@ func (x *LossCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCounts.ProtoReflect.Descriptor instead.
 func (*LossCounts) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{16}
+	return file_frail_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LossCounts) GetRingFull() uint64 {
@@ -1764,7 +1970,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_frail_proto_msgTypes[17]
+	mi := &file_frail_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1982,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[17]
+	mi := &file_frail_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1995,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{17}
+	return file_frail_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Summary) GetEvents() uint64 {
@@ -1821,7 +2027,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +2039,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +2052,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{18}
+	return file_frail_proto_rawDescGZIP(), []int{22}
 }
 
 type DoctorResponse struct {
@@ -1858,7 +2064,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2076,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2089,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{19}
+	return file_frail_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -1910,7 +2116,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2128,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2141,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{20}
+	return file_frail_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Check) GetName() string {
@@ -1985,7 +2191,7 @@ type AlertsRequest struct {
 
 func (x *AlertsRequest) Reset() {
 	*x = AlertsRequest{}
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2203,7 @@ func (x *AlertsRequest) String() string {
 func (*AlertsRequest) ProtoMessage() {}
 
 func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2216,7 @@ func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsRequest.ProtoReflect.Descriptor instead.
 func (*AlertsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{21}
+	return file_frail_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AlertsRequest) GetDomain() string {
@@ -2066,7 +2272,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2284,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2297,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{22}
+	return file_frail_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Alert) GetKind() string {
@@ -2223,7 +2429,7 @@ type ProfilesRequest struct {
 
 func (x *ProfilesRequest) Reset() {
 	*x = ProfilesRequest{}
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2441,7 @@ func (x *ProfilesRequest) String() string {
 func (*ProfilesRequest) ProtoMessage() {}
 
 func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2454,7 @@ func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesRequest.ProtoReflect.Descriptor instead.
 func (*ProfilesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{23}
+	return file_frail_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProfilesRequest) GetDomain() string {
@@ -2269,7 +2475,7 @@ type ProfilesResponse struct {
 
 func (x *ProfilesResponse) Reset() {
 	*x = ProfilesResponse{}
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2487,7 @@ func (x *ProfilesResponse) String() string {
 func (*ProfilesResponse) ProtoMessage() {}
 
 func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2500,7 @@ func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesResponse.ProtoReflect.Descriptor instead.
 func (*ProfilesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{24}
+	return file_frail_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProfilesResponse) GetProfiles() []*Profile {
@@ -2334,7 +2540,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2552,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2565,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{25}
+	return file_frail_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Profile) GetUuid() string {
@@ -2456,7 +2662,7 @@ type ProfileName struct {
 
 func (x *ProfileName) Reset() {
 	*x = ProfileName{}
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2674,7 @@ func (x *ProfileName) String() string {
 func (*ProfileName) ProtoMessage() {}
 
 func (x *ProfileName) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2687,7 @@ func (x *ProfileName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileName.ProtoReflect.Descriptor instead.
 func (*ProfileName) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{26}
+	return file_frail_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProfileName) GetDomain() string {
@@ -2507,7 +2713,7 @@ type ProfileFile struct {
 
 func (x *ProfileFile) Reset() {
 	*x = ProfileFile{}
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2725,7 @@ func (x *ProfileFile) String() string {
 func (*ProfileFile) ProtoMessage() {}
 
 func (x *ProfileFile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2738,7 @@ func (x *ProfileFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileFile.ProtoReflect.Descriptor instead.
 func (*ProfileFile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{27}
+	return file_frail_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProfileFile) GetFile() []byte {
@@ -2554,7 +2760,7 @@ type PutProfileRequest struct {
 
 func (x *PutProfileRequest) Reset() {
 	*x = PutProfileRequest{}
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2772,7 @@ func (x *PutProfileRequest) String() string {
 func (*PutProfileRequest) ProtoMessage() {}
 
 func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2785,7 @@ func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
 func (*PutProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{28}
+	return file_frail_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PutProfileRequest) GetDomain() string {
@@ -2611,7 +2817,7 @@ type PutProfileResponse struct {
 
 func (x *PutProfileResponse) Reset() {
 	*x = PutProfileResponse{}
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2829,7 @@ func (x *PutProfileResponse) String() string {
 func (*PutProfileResponse) ProtoMessage() {}
 
 func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2842,7 @@ func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
 func (*PutProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{29}
+	return file_frail_proto_rawDescGZIP(), []int{33}
 }
 
 type ChangeProfileRequest struct {
@@ -2649,7 +2855,7 @@ type ChangeProfileRequest struct {
 
 func (x *ChangeProfileRequest) Reset() {
 	*x = ChangeProfileRequest{}
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2867,7 @@ func (x *ChangeProfileRequest) String() string {
 func (*ChangeProfileRequest) ProtoMessage() {}
 
 func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2880,7 @@ func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileRequest.ProtoReflect.Descriptor instead.
 func (*ChangeProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{30}
+	return file_frail_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ChangeProfileRequest) GetProfile() *ProfileName {
@@ -2699,7 +2905,7 @@ type ChangeProfileResponse struct {
 
 func (x *ChangeProfileResponse) Reset() {
 	*x = ChangeProfileResponse{}
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2917,7 @@ func (x *ChangeProfileResponse) String() string {
 func (*ChangeProfileResponse) ProtoMessage() {}
 
 func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2930,7 @@ func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileResponse.ProtoReflect.Descriptor instead.
 func (*ChangeProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{31}
+	return file_frail_proto_rawDescGZIP(), []int{35}
 }
 
 type ThreadsRequest struct {
@@ -2737,7 +2943,7 @@ type ThreadsRequest struct {
 
 func (x *ThreadsRequest) Reset() {
 	*x = ThreadsRequest{}
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +2955,7 @@ func (x *ThreadsRequest) String() string {
 func (*ThreadsRequest) ProtoMessage() {}
 
 func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +2968,7 @@ func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsRequest.ProtoReflect.Descriptor instead.
 func (*ThreadsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{32}
+	return file_frail_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ThreadsRequest) GetDomain() string {
@@ -2783,7 +2989,7 @@ type ThreadsResponse struct {
 
 func (x *ThreadsResponse) Reset() {
 	*x = ThreadsResponse{}
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +3001,7 @@ func (x *ThreadsResponse) String() string {
 func (*ThreadsResponse) ProtoMessage() {}
 
 func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +3014,7 @@ func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsResponse.ProtoReflect.Descriptor instead.
 func (*ThreadsResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{33}
+	return file_frail_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ThreadsResponse) GetThreads() []*Thread {
@@ -2843,7 +3049,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +3061,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +3074,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{34}
+	return file_frail_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Thread) GetName() string {
@@ -2947,7 +3153,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +3165,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3178,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{35}
+	return file_frail_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ProcessesRequest) GetDomain() string {
@@ -3005,7 +3211,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3223,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3236,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{36}
+	return file_frail_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -3081,7 +3287,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3299,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3312,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{37}
+	return file_frail_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3288,7 +3494,7 @@ type GuestThread struct {
 
 func (x *GuestThread) Reset() {
 	*x = GuestThread{}
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3506,7 @@ func (x *GuestThread) String() string {
 func (*GuestThread) ProtoMessage() {}
 
 func (x *GuestThread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3519,7 @@ func (x *GuestThread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestThread.ProtoReflect.Descriptor instead.
 func (*GuestThread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{38}
+	return file_frail_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GuestThread) GetTid() int32 {
@@ -3347,7 +3553,7 @@ type LayoutRequest struct {
 
 func (x *LayoutRequest) Reset() {
 	*x = LayoutRequest{}
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3565,7 @@ func (x *LayoutRequest) String() string {
 func (*LayoutRequest) ProtoMessage() {}
 
 func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3578,7 @@ func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutRequest.ProtoReflect.Descriptor instead.
 func (*LayoutRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{39}
+	return file_frail_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LayoutRequest) GetDomain() string {
@@ -3416,7 +3622,7 @@ type GuestLayout struct {
 
 func (x *GuestLayout) Reset() {
 	*x = GuestLayout{}
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3634,7 @@ func (x *GuestLayout) String() string {
 func (*GuestLayout) ProtoMessage() {}
 
 func (x *GuestLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3647,7 @@ func (x *GuestLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestLayout.ProtoReflect.Descriptor instead.
 func (*GuestLayout) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{40}
+	return file_frail_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GuestLayout) GetRelease() string {
@@ -3587,7 +3793,7 @@ type LayoutStep struct {
 
 func (x *LayoutStep) Reset() {
 	*x = LayoutStep{}
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3805,7 @@ func (x *LayoutStep) String() string {
 func (*LayoutStep) ProtoMessage() {}
 
 func (x *LayoutStep) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3818,7 @@ func (x *LayoutStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutStep.ProtoReflect.Descriptor instead.
 func (*LayoutStep) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{41}
+	return file_frail_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LayoutStep) GetName() string {
@@ -3641,7 +3847,7 @@ type LayoutMember struct {
 
 func (x *LayoutMember) Reset() {
 	*x = LayoutMember{}
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3859,7 @@ func (x *LayoutMember) String() string {
 func (*LayoutMember) ProtoMessage() {}
 
 func (x *LayoutMember) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3872,7 @@ func (x *LayoutMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutMember.ProtoReflect.Descriptor instead.
 func (*LayoutMember) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{42}
+	return file_frail_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LayoutMember) GetName() string {
@@ -3700,7 +3906,7 @@ type KernelLogRequest struct {
 
 func (x *KernelLogRequest) Reset() {
 	*x = KernelLogRequest{}
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3712,7 +3918,7 @@ func (x *KernelLogRequest) String() string {
 func (*KernelLogRequest) ProtoMessage() {}
 
 func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3725,7 +3931,7 @@ func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogRequest.ProtoReflect.Descriptor instead.
 func (*KernelLogRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{43}
+	return file_frail_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *KernelLogRequest) GetDomain() string {
@@ -3744,7 +3950,7 @@ type KernelLogResponse struct {
 
 func (x *KernelLogResponse) Reset() {
 	*x = KernelLogResponse{}
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3756,7 +3962,7 @@ func (x *KernelLogResponse) String() string {
 func (*KernelLogResponse) ProtoMessage() {}
 
 func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3769,7 +3975,7 @@ func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogResponse.ProtoReflect.Descriptor instead.
 func (*KernelLogResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{44}
+	return file_frail_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *KernelLogResponse) GetRecords() []*LogRecord {
@@ -3800,7 +4006,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +4018,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +4031,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{45}
+	return file_frail_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -3925,7 +4131,18 @@ const file_frail_proto_rawDesc = "" +
 	"\x05blind\x18\f \x03(\x0e2\x0f.frail.v1.EntryR\x05blind\x12\x1d\n" +
 	"\n" +
 	"rets_known\x18\r \x01(\x04R\tretsKnown\x12!\n" +
-	"\frets_unknown\x18\x0e \x01(\x04R\vretsUnknown\"r\n" +
+	"\frets_unknown\x18\x0e \x01(\x04R\vretsUnknown\"(\n" +
+	"\fStatsRequest\x12\x18\n" +
+	"\adomains\x18\x01 \x03(\tR\adomains\"@\n" +
+	"\rStatsResponse\x12/\n" +
+	"\adomains\x18\x01 \x03(\v2\x15.frail.v1.DomainStatsR\adomains\"[\n" +
+	"\vDomainStats\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
+	"\x05stats\x18\x03 \x03(\v2\x0e.frail.v1.StatR\x05stats\".\n" +
+	"\x04Stat\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value\"r\n" +
 	"\fTraceRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.frail.v1.TraceStartH\x00R\x05start\x12)\n" +
 	"\x04stop\x18\x02 \x01(\v2\x13.frail.v1.TraceStopH\x00R\x04stopB\t\n" +
@@ -4212,10 +4429,11 @@ const file_frail_proto_rawDesc = "" +
 	"\x18PROFILE_CHANGE_NORMALIZE\x10\x01\x12\x1b\n" +
 	"\x17PROFILE_CHANGE_TOLERIZE\x10\x02\x12\x1c\n" +
 	"\x18PROFILE_CHANGE_SENSITIZE\x10\x03\x12\x19\n" +
-	"\x15PROFILE_CHANGE_DELETE\x10\x042\xd0\x06\n" +
+	"\x15PROFILE_CHANGE_DELETE\x10\x042\x8a\a\n" +
 	"\x05Frail\x12;\n" +
 	"\x06Status\x12\x17.frail.v1.StatusRequest\x1a\x18.frail.v1.StatusResponse\x125\n" +
-	"\x04List\x12\x15.frail.v1.ListRequest\x1a\x16.frail.v1.ListResponse\x12<\n" +
+	"\x04List\x12\x15.frail.v1.ListRequest\x1a\x16.frail.v1.ListResponse\x128\n" +
+	"\x05Stats\x12\x16.frail.v1.StatsRequest\x1a\x17.frail.v1.StatsResponse\x12<\n" +
 	"\x05Trace\x12\x16.frail.v1.TraceRequest\x1a\x17.frail.v1.TraceResponse(\x010\x01\x12;\n" +
 	"\x06Doctor\x12\x17.frail.v1.DoctorRequest\x1a\x18.frail.v1.DoctorResponse\x124\n" +
 	"\x06Alerts\x12\x17.frail.v1.AlertsRequest\x1a\x0f.frail.v1.Alert0\x01\x12A\n" +
@@ -4243,7 +4461,7 @@ func file_frail_proto_rawDescGZIP() []byte {
 }
 
 var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
 	(Exits)(0),                    // 1: frail.v1.Exits
@@ -4255,48 +4473,52 @@ var file_frail_proto_goTypes = []any{
 	(*ListResponse)(nil),          // 7: frail.v1.ListResponse
 	(*Domain)(nil),                // 8: frail.v1.Domain
 	(*VM)(nil),                    // 9: frail.v1.VM
-	(*TraceRequest)(nil),          // 10: frail.v1.TraceRequest
-	(*TraceStart)(nil),            // 11: frail.v1.TraceStart
-	(*TraceStop)(nil),             // 12: frail.v1.TraceStop
-	(*TraceResponse)(nil),         // 13: frail.v1.TraceResponse
-	(*TraceStarted)(nil),          // 14: frail.v1.TraceStarted
-	(*TraceArmed)(nil),            // 15: frail.v1.TraceArmed
-	(*Events)(nil),                // 16: frail.v1.Events
-	(*Event)(nil),                 // 17: frail.v1.Event
-	(*Identity)(nil),              // 18: frail.v1.Identity
-	(*Lost)(nil),                  // 19: frail.v1.Lost
-	(*LossCounts)(nil),            // 20: frail.v1.LossCounts
-	(*Summary)(nil),               // 21: frail.v1.Summary
-	(*DoctorRequest)(nil),         // 22: frail.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 23: frail.v1.DoctorResponse
-	(*Check)(nil),                 // 24: frail.v1.Check
-	(*AlertsRequest)(nil),         // 25: frail.v1.AlertsRequest
-	(*Alert)(nil),                 // 26: frail.v1.Alert
-	(*ProfilesRequest)(nil),       // 27: frail.v1.ProfilesRequest
-	(*ProfilesResponse)(nil),      // 28: frail.v1.ProfilesResponse
-	(*Profile)(nil),               // 29: frail.v1.Profile
-	(*ProfileName)(nil),           // 30: frail.v1.ProfileName
-	(*ProfileFile)(nil),           // 31: frail.v1.ProfileFile
-	(*PutProfileRequest)(nil),     // 32: frail.v1.PutProfileRequest
-	(*PutProfileResponse)(nil),    // 33: frail.v1.PutProfileResponse
-	(*ChangeProfileRequest)(nil),  // 34: frail.v1.ChangeProfileRequest
-	(*ChangeProfileResponse)(nil), // 35: frail.v1.ChangeProfileResponse
-	(*ThreadsRequest)(nil),        // 36: frail.v1.ThreadsRequest
-	(*ThreadsResponse)(nil),       // 37: frail.v1.ThreadsResponse
-	(*Thread)(nil),                // 38: frail.v1.Thread
-	(*ProcessesRequest)(nil),      // 39: frail.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),     // 40: frail.v1.ProcessesResponse
-	(*Process)(nil),               // 41: frail.v1.Process
-	(*GuestThread)(nil),           // 42: frail.v1.GuestThread
-	(*LayoutRequest)(nil),         // 43: frail.v1.LayoutRequest
-	(*GuestLayout)(nil),           // 44: frail.v1.GuestLayout
-	(*LayoutStep)(nil),            // 45: frail.v1.LayoutStep
-	(*LayoutMember)(nil),          // 46: frail.v1.LayoutMember
-	(*KernelLogRequest)(nil),      // 47: frail.v1.KernelLogRequest
-	(*KernelLogResponse)(nil),     // 48: frail.v1.KernelLogResponse
-	(*LogRecord)(nil),             // 49: frail.v1.LogRecord
-	nil,                           // 50: frail.v1.ProfilesResponse.CountersEntry
-	nil,                           // 51: frail.v1.Process.UnknownEntry
+	(*StatsRequest)(nil),          // 10: frail.v1.StatsRequest
+	(*StatsResponse)(nil),         // 11: frail.v1.StatsResponse
+	(*DomainStats)(nil),           // 12: frail.v1.DomainStats
+	(*Stat)(nil),                  // 13: frail.v1.Stat
+	(*TraceRequest)(nil),          // 14: frail.v1.TraceRequest
+	(*TraceStart)(nil),            // 15: frail.v1.TraceStart
+	(*TraceStop)(nil),             // 16: frail.v1.TraceStop
+	(*TraceResponse)(nil),         // 17: frail.v1.TraceResponse
+	(*TraceStarted)(nil),          // 18: frail.v1.TraceStarted
+	(*TraceArmed)(nil),            // 19: frail.v1.TraceArmed
+	(*Events)(nil),                // 20: frail.v1.Events
+	(*Event)(nil),                 // 21: frail.v1.Event
+	(*Identity)(nil),              // 22: frail.v1.Identity
+	(*Lost)(nil),                  // 23: frail.v1.Lost
+	(*LossCounts)(nil),            // 24: frail.v1.LossCounts
+	(*Summary)(nil),               // 25: frail.v1.Summary
+	(*DoctorRequest)(nil),         // 26: frail.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 27: frail.v1.DoctorResponse
+	(*Check)(nil),                 // 28: frail.v1.Check
+	(*AlertsRequest)(nil),         // 29: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 30: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 31: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 32: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 33: frail.v1.Profile
+	(*ProfileName)(nil),           // 34: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 35: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 36: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 37: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 38: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 39: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 40: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 41: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 42: frail.v1.Thread
+	(*ProcessesRequest)(nil),      // 43: frail.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),     // 44: frail.v1.ProcessesResponse
+	(*Process)(nil),               // 45: frail.v1.Process
+	(*GuestThread)(nil),           // 46: frail.v1.GuestThread
+	(*LayoutRequest)(nil),         // 47: frail.v1.LayoutRequest
+	(*GuestLayout)(nil),           // 48: frail.v1.GuestLayout
+	(*LayoutStep)(nil),            // 49: frail.v1.LayoutStep
+	(*LayoutMember)(nil),          // 50: frail.v1.LayoutMember
+	(*KernelLogRequest)(nil),      // 51: frail.v1.KernelLogRequest
+	(*KernelLogResponse)(nil),     // 52: frail.v1.KernelLogResponse
+	(*LogRecord)(nil),             // 53: frail.v1.LogRecord
+	nil,                           // 54: frail.v1.ProfilesResponse.CountersEntry
+	nil,                           // 55: frail.v1.Process.UnknownEntry
 }
 var file_frail_proto_depIdxs = []int32{
 	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
@@ -4305,60 +4527,64 @@ var file_frail_proto_depIdxs = []int32{
 	1,  // 3: frail.v1.VM.exits_mode:type_name -> frail.v1.Exits
 	2,  // 4: frail.v1.VM.covered:type_name -> frail.v1.Entry
 	2,  // 5: frail.v1.VM.blind:type_name -> frail.v1.Entry
-	11, // 6: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
-	12, // 7: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
-	14, // 8: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
-	15, // 9: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
-	16, // 10: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
-	19, // 11: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
-	21, // 12: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
-	18, // 13: frail.v1.TraceResponse.identity:type_name -> frail.v1.Identity
-	17, // 14: frail.v1.Events.events:type_name -> frail.v1.Event
-	20, // 15: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
-	20, // 16: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
-	24, // 17: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	29, // 18: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	50, // 19: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
-	30, // 20: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
-	3,  // 21: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
-	38, // 22: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	41, // 23: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
-	42, // 24: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
-	51, // 25: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
-	45, // 26: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
-	46, // 27: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
-	49, // 28: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
-	4,  // 29: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	6,  // 30: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	10, // 31: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	22, // 32: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	25, // 33: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	27, // 34: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	30, // 35: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	32, // 36: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	34, // 37: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	36, // 38: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	39, // 39: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
-	43, // 40: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
-	47, // 41: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
-	5,  // 42: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	7,  // 43: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	13, // 44: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	23, // 45: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	26, // 46: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	28, // 47: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	31, // 48: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	33, // 49: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	35, // 50: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	37, // 51: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	40, // 52: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
-	44, // 53: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
-	48, // 54: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
-	42, // [42:55] is the sub-list for method output_type
-	29, // [29:42] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	12, // 6: frail.v1.StatsResponse.domains:type_name -> frail.v1.DomainStats
+	13, // 7: frail.v1.DomainStats.stats:type_name -> frail.v1.Stat
+	15, // 8: frail.v1.TraceRequest.start:type_name -> frail.v1.TraceStart
+	16, // 9: frail.v1.TraceRequest.stop:type_name -> frail.v1.TraceStop
+	18, // 10: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
+	19, // 11: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
+	20, // 12: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
+	23, // 13: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
+	25, // 14: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
+	22, // 15: frail.v1.TraceResponse.identity:type_name -> frail.v1.Identity
+	21, // 16: frail.v1.Events.events:type_name -> frail.v1.Event
+	24, // 17: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
+	24, // 18: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
+	28, // 19: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
+	33, // 20: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	54, // 21: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	34, // 22: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	3,  // 23: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	42, // 24: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	45, // 25: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
+	46, // 26: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
+	55, // 27: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
+	49, // 28: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
+	50, // 29: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
+	53, // 30: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
+	4,  // 31: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 32: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 33: frail.v1.Frail.Stats:input_type -> frail.v1.StatsRequest
+	14, // 34: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	26, // 35: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	29, // 36: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	31, // 37: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	34, // 38: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	36, // 39: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	38, // 40: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	40, // 41: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	43, // 42: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
+	47, // 43: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
+	51, // 44: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
+	5,  // 45: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 46: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	11, // 47: frail.v1.Frail.Stats:output_type -> frail.v1.StatsResponse
+	17, // 48: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	27, // 49: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	30, // 50: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	32, // 51: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	35, // 52: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	37, // 53: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	39, // 54: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	41, // 55: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	44, // 56: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
+	48, // 57: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
+	52, // 58: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
+	45, // [45:59] is the sub-list for method output_type
+	31, // [31:45] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -4366,11 +4592,11 @@ func file_frail_proto_init() {
 	if File_frail_proto != nil {
 		return
 	}
-	file_frail_proto_msgTypes[6].OneofWrappers = []any{
+	file_frail_proto_msgTypes[10].OneofWrappers = []any{
 		(*TraceRequest_Start)(nil),
 		(*TraceRequest_Stop)(nil),
 	}
-	file_frail_proto_msgTypes[9].OneofWrappers = []any{
+	file_frail_proto_msgTypes[13].OneofWrappers = []any{
 		(*TraceResponse_Started)(nil),
 		(*TraceResponse_Armed)(nil),
 		(*TraceResponse_Events)(nil),
@@ -4384,7 +4610,7 @@ func file_frail_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   48,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Frail_Status_FullMethodName        = "/frail.v1.Frail/Status"
 	Frail_List_FullMethodName          = "/frail.v1.Frail/List"
+	Frail_Stats_FullMethodName         = "/frail.v1.Frail/Stats"
 	Frail_Trace_FullMethodName         = "/frail.v1.Frail/Trace"
 	Frail_Doctor_FullMethodName        = "/frail.v1.Frail/Doctor"
 	Frail_Alerts_FullMethodName        = "/frail.v1.Frail/Alerts"
@@ -52,6 +53,10 @@ type FrailClient interface {
 	// List describes the domains of the libvirt connection the daemon watches,
 	// ordered by name.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// Stats tells the figures of domains that docs/metrics.md lists, as they are now.
+	//
+	// NOT_FOUND: no such domain.
+	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
 	// Trace streams the system calls of one domain until the client cancels,
 	// the domain stops, or a limit of the request is reached. The first message is
 	// started, the last one summary, unless the call fails or is cancelled by the
@@ -120,6 +125,16 @@ func (c *frailClient) List(ctx context.Context, in *ListRequest, opts ...grpc.Ca
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
 	err := c.cc.Invoke(ctx, Frail_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatsResponse)
+	err := c.cc.Invoke(ctx, Frail_Stats_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -277,6 +292,10 @@ type FrailServer interface {
 	// List describes the domains of the libvirt connection the daemon watches,
 	// ordered by name.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// Stats tells the figures of domains that docs/metrics.md lists, as they are now.
+	//
+	// NOT_FOUND: no such domain.
+	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	// Trace streams the system calls of one domain until the client cancels,
 	// the domain stops, or a limit of the request is reached. The first message is
 	// started, the last one summary, unless the call fails or is cancelled by the
@@ -336,6 +355,9 @@ func (UnimplementedFrailServer) Status(context.Context, *StatusRequest) (*Status
 }
 func (UnimplementedFrailServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedFrailServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
 }
 func (UnimplementedFrailServer) Trace(grpc.BidiStreamingServer[TraceRequest, TraceResponse]) error {
 	return status.Error(codes.Unimplemented, "method Trace not implemented")
@@ -423,6 +445,24 @@ func _Frail_List_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(FrailServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).Stats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_Stats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).Stats(ctx, req.(*StatsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -607,6 +647,10 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Frail_List_Handler,
+		},
+		{
+			MethodName: "Stats",
+			Handler:    _Frail_Stats_Handler,
 		},
 		{
 			MethodName: "Doctor",

@@ -11,7 +11,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -275,11 +274,46 @@ func (t *Tracer) summary() (Summary, error) {
 	return s, err
 }
 
+// ProgramStats are what the kernel measured of a BPF program.
+type ProgramStats struct {
+	// Name is the program's.
+	Name string
+	// Runs and RunTime are how often and how long it ran on all CPUs while the kernel
+	// measured programs: while the sysctl kernel.bpf_stats_enabled is 1, or somebody holds a
+	// descriptor of BPF_ENABLE_STATS. Else they stay as they are.
+	Runs    uint64
+	RunTime time.Duration
+}
+
+// Programs returns what the kernel measured of the tracer's programs so far. It can be called
+// after Close.
+func (t *Tracer) Programs() ([]ProgramStats, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.released {
+		return t.measured, nil
+	}
+	return t.programs()
+}
+
+// programs is called with mu held, before release.
+func (t *Tracer) programs() ([]ProgramStats, error) {
+	var all []ProgramStats
+	for _, p := range t.objs.programs() {
+		stats, err := p.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("read program statistics: %w", err)
+		}
+		all = append(all, ProgramStats{Name: p.name, Runs: stats.RunCount, RunTime: stats.Runtime})
+	}
+	return all, nil
+}
+
 // misses returns how often the kernel did not run a program because it was running.
 func (o *objects) misses() (uint64, error) {
 	var n uint64
-	for _, prog := range []*ebpf.Program{o.Enter, o.Exit, o.Coverage, o.Process} {
-		stats, err := prog.Stats()
+	for _, p := range o.programs() {
+		stats, err := p.Stats()
 		if err != nil {
 			return 0, fmt.Errorf("read program statistics: %w", err)
 		}

@@ -92,6 +92,19 @@ type objects struct {
 	Pending  *ebpf.Map     `ebpf:"pending"`
 }
 
+// program is one of objects, with its name.
+type program struct {
+	*ebpf.Program
+	name string
+}
+
+func (o *objects) programs() []program {
+	return []program{
+		{o.Enter, bpf.TracepointEnter}, {o.Exit, bpf.TracepointExit},
+		{o.Coverage, bpf.TracepointCoverage}, {o.Process, bpf.TracepointProcess},
+	}
+}
+
 func (o *objects) close() error {
 	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.Process.Close(), o.VMs.Close(),
 		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
@@ -113,7 +126,8 @@ type Tracer struct {
 	ran      bool
 	closed   bool
 	released bool
-	final    Summary // once released
+	final    Summary        // once released
+	measured []ProgramStats // likewise
 }
 
 // New loads the programs. It needs CAP_BPF and CAP_PERFMON, and Linux 5.12; it does not
@@ -352,6 +366,7 @@ func (t *Tracer) Close() error {
 // release frees what a running Run needs. It is called with mu held, once.
 func (t *Tracer) release() error {
 	t.final, _ = t.summary()
+	t.measured, _ = t.programs()
 	t.released = true
 	err := t.objs.close()
 	if t.shared != nil {

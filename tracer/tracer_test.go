@@ -556,6 +556,35 @@ func TestRecursionMissIsCounted(t *testing.T) {
 	}
 }
 
+// What the kernel measured of the programs is told while it measures, and after Close.
+func TestPrograms(t *testing.T) {
+	k := bpftest.New(t, 1)
+	*k.At(0) = enter(1, "sh")
+	tr := newTracer(t, Options{VMs: []uint32{7}})
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	must(t, err)
+	defer stats.Close()
+	for range 3 {
+		fire(t, tr, k, 0)
+	}
+	for _, when := range []string{"open", "closed"} {
+		all, err := tr.Programs()
+		must(t, err)
+		for _, p := range all {
+			if p.Name == bpf.TracepointEnter && p.Runs == 3 && p.RunTime > 0 {
+				continue
+			}
+			if p.Name == bpf.TracepointEnter || p.Runs != 0 || p.RunTime != 0 {
+				t.Errorf("%s: %+v after 3 runs of %s", when, p, bpf.TracepointEnter)
+			}
+		}
+		if len(all) != 4 {
+			t.Errorf("%s: %d programs", when, len(all))
+		}
+		must(t, tr.Close())
+	}
+}
+
 // Who a thread is comes in the order of its events, of VMs that are followed, whatever the
 // filter; and to no sink that does not want it.
 func TestProcesses(t *testing.T) {

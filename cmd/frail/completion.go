@@ -123,6 +123,15 @@ func (o *options) completeDomain(cmd *cobra.Command, args []string, _ string) ([
 	return o.domainNames(cmd.Context()), cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeDomains completes a command's arguments, each a DOMAIN.
+func (o *options) completeDomains(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	given := func(c cobra.Completion) bool {
+		name, _, _ := strings.Cut(c, "\t") // its description
+		return slices.Contains(args, name)
+	}
+	return slices.DeleteFunc(o.domainNames(cmd.Context()), given), cobra.ShellCompDirectiveNoFileComp
+}
+
 // domainNames lists the domains that fraild knows, with their states: none if it does not
 // answer, since a shell has no place for an error.
 func (o *options) domainNames(ctx context.Context) []cobra.Completion {

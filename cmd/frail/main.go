@@ -128,6 +128,7 @@ DOMAIN is a domain's name, id or UUID.`,
 	root.CompletionOptions.DisableDefaultCmd = true // it has its own
 	root.AddCommand(
 		newListCmd(opts),
+		newDomstatsCmd(opts),
 		newEnableCmd(opts),
 		newDisableCmd(opts),
 		newPsCmd(opts),

@@ -71,21 +71,25 @@ func eventually(t *testing.T, cond func() error) {
 
 // daemonProcess is a fraild of a test.
 type daemonProcess struct {
-	cmd    *exec.Cmd
-	dir    string
-	socket string
-	log    *bytes.Buffer // to be read after the process ended
-	ended  chan error
+	cmd     *exec.Cmd
+	dir     string
+	socket  string
+	metrics string        // path of the socket
+	log     *bytes.Buffer // to be read after the process ended
+	ended   chan error
 }
 
 // prepareDaemon makes a process of the program fraild that watches uri, with files of its
 // own in dir.
 func prepareDaemon(t *testing.T, fraild, dir, uri, statusDir string) *daemonProcess {
 	t.Helper()
-	p := &daemonProcess{dir: dir, socket: filepath.Join(dir, "frail.sock"), log: new(bytes.Buffer), ended: make(chan error, 1)}
+	p := &daemonProcess{
+		dir: dir, socket: filepath.Join(dir, "frail.sock"), metrics: filepath.Join(dir, "metrics.sock"),
+		log: new(bytes.Buffer), ended: make(chan error, 1),
+	}
 	conf := filepath.Join(dir, "frail.toml")
-	text := fmt.Sprintf("[libvirt]\nuri = %q\nstatus_dir = %q\n[api]\nsocket = %q\n[hook]\nsocket = %q\n[trace]\nring_bytes = 65536\n[log]\nlevel = \"debug\"\n",
-		uri, statusDir, p.socket, filepath.Join(dir, "hook.sock"))
+	text := fmt.Sprintf("[libvirt]\nuri = %q\nstatus_dir = %q\n[api]\nsocket = %q\n[hook]\nsocket = %q\n[trace]\nring_bytes = 65536\n[metrics]\nlisten = %q\n[log]\nlevel = \"debug\"\n",
+		uri, statusDir, p.socket, filepath.Join(dir, "hook.sock"), "unix:"+p.metrics)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -464,6 +468,7 @@ func testDomains(t *testing.T, fraild string) {
 			{[]string{"trace", "plain", ""}, ":4"},
 			{[]string{"ps", "--qmp", "/x", ""}, ":4"},
 			{[]string{"alerts", ""}, "asks bad plain sleeping :4"},
+			{[]string{"domstats", "plain", ""}, "asks bad sleeping :4"},
 			{[]string{"profile", "import", "./f", ""}, "asks bad plain sleeping :4"},
 			{[]string{"profile", "show", ""}, ":4"}, // nothing is learnt
 			{[]string{"profile", "show", "./"}, ":0"},
@@ -521,6 +526,11 @@ func testDomains(t *testing.T, fraild string) {
 		wantError(t, err, "not test:///default")
 	})
 
+	t.Run("metrics", func(t *testing.T) {
+		p.wantStates(t, map[string]string{"asks": noModule, "bad": invalid, "plain": "not traced (disabled)", "sleeping": "shut off"}, "--all")
+		testMetrics(t, p, asks)
+	})
+
 	t.Run("doctor", func(t *testing.T) {
 		out, _, err := p.frail(t, "-c", l.URI, "doctor")
 		if err == nil {
@@ -572,6 +582,10 @@ func testWithoutLibvirt(t *testing.T, fraild string) {
 	dir := t.TempDir()
 	const uri = "qemu+unix:///system?socket=/nonexistent"
 	p := prepareDaemon(t, fraild, dir, uri, filepath.Join(dir, "status"))
+	// The hook's socket cannot be opened either, which is no error in the end.
+	if err := os.MkdirAll(filepath.Join(dir, "hook.sock", "taken"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	startDaemon(t, p)
 
 	_, _, err := p.frail(t, "list")
@@ -621,8 +635,8 @@ func testWithoutLibvirt(t *testing.T, fraild string) {
 		t.Errorf("a second fraild ends with %v: %s", err, second.log)
 	}
 
-	if err := p.end(t, unix.SIGTERM); err != nil {
-		t.Errorf("fraild ends with %v", err)
+	if err := p.end(t, unix.SIGTERM); err != nil || !strings.Contains(p.log.String(), "cannot listen to libvirt's qemu hook") {
+		t.Errorf("fraild ends with %v, having logged %s", err, p.log)
 	}
 }
 

@@ -208,6 +208,8 @@ func (d *domain) run(ctx context.Context) {
 		s := snapshot{State: d.want, gone: true, state: api.State_STATE_SHUT_OFF}
 		d.mu.Unlock()
 		d.publish(s)
+		d.host.traces.forget(s.UUID)
+		d.host.sequences.alerts.forget(s.UUID)
 		d.tasks.Wait()
 	}()
 

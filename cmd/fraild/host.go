@@ -28,6 +28,7 @@ type host struct {
 
 	sequences *sequences
 	layouts   layout.Resolver
+	traces    traces
 }
 
 // arm puts the VM of a running domain under trace.

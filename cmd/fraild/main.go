@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"time"
@@ -74,10 +75,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer lock.Close()
 	defer listener.Close()
+	var metrics net.Listener // nil: not asked for
+	if at := cfg.Metrics.Listen; at != (config.ListenAddress{}) {
+		var lock *os.File
+		if metrics, lock, err = listenMetrics(at, cfg.API.Group); err != nil {
+			return fmt.Errorf("open %s for metrics: %w", at.Address, err)
+		}
+		defer lock.Close()
+		defer metrics.Close()
+	}
 	// The hook is an accelerator: without its socket domains are found all the same.
-	hook, err := hooks.ListenHook(cfg.Hook.Socket)
-	if err != nil {
-		log.Warn("cannot listen to libvirt's qemu hook", "err", err)
+	hook, hookErr := hooks.ListenHook(cfg.Hook.Socket)
+	if hookErr != nil {
+		log.Warn("cannot listen to libvirt's qemu hook", "err", hookErr)
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -105,9 +115,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 		return <-watched
 	}
-	g := newServer(ctx, m).grpc()
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(listener) }()
+	s := newServer(ctx, m)
+	g := s.grpc()
+	served := make(chan error, 2)
+	go func() { served <- serveError(cfg.API.Socket, g.Serve(listener)) }()
+	if metrics != nil {
+		h := newMetricsServer(s, log)
+		defer h.Close()
+		go func() { served <- serveError(cfg.Metrics.Listen.Address, h.Serve(metrics)) }()
+		log.Info("metrics are served", "address", metrics.Addr())
+	}
 	log.Info("ready", "version", api.Version(), "socket", cfg.API.Socket, "uri", cfg.Libvirt.URI)
 	if err := notify("READY=1"); err != nil {
 		log.Warn("service manager not told", "err", err)
@@ -128,8 +145,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if werr := <-watched; werr != nil {
 		return werr
 	}
-	if err != nil {
-		return fmt.Errorf("serve %s: %w", cfg.API.Socket, err)
+	return err
+}
+
+// serveError says what was served when err ended it; nil ended it in order.
+func serveError(address string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("serve %s: %w", address, err)
 }

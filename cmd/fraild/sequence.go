@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +41,10 @@ type sequences struct {
 	tasks    sync.WaitGroup
 	closed   bool
 	vms      map[uint32]*analysed
+
+	// measured is analyzer, for figures that must not wait for mu: it is held while files
+	// are written.
+	measured atomic.Pointer[sequence.Analyzer]
 
 	alerts alertLog
 }
@@ -137,6 +143,7 @@ func (s *sequences) start() error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.analyzer, s.stop = a, stop
+	s.measured.Store(a)
 	s.tasks.Go(func() {
 		if err := a.Run(ctx, s.record); err != nil && !errors.Is(err, os.ErrClosed) {
 			s.log.Error("cannot follow the analysis of call sequences", "err", err)
@@ -394,12 +401,14 @@ type alertOf struct {
 	at         time.Time
 }
 
-// alertLog remembers the newest alerts. Its methods are safe for concurrent use.
+// alertLog remembers the newest alerts and counts all. Its methods are safe for concurrent
+// use.
 type alertLog struct {
 	max int
 
 	mu      sync.Mutex
-	first   uint64 // number of the oldest that is remembered
+	counts  map[string]map[ph.AlertKind]uint64 // by UUID of the domain
+	first   uint64                             // number of the oldest that is remembered
 	alerts  []alertOf
 	changed chan struct{} // closed when one is added
 }
@@ -412,8 +421,29 @@ func (l *alertLog) add(a alertOf) {
 		l.first++
 	}
 	l.alerts = append(l.alerts, a)
+	if l.counts == nil {
+		l.counts = make(map[string]map[ph.AlertKind]uint64)
+	}
+	if l.counts[a.uuid] == nil {
+		l.counts[a.uuid] = make(map[ph.AlertKind]uint64)
+	}
+	l.counts[a.uuid][a.Kind]++
 	close(l.changed)
 	l.changed = make(chan struct{})
+}
+
+// count returns how many alerts of a domain there were, by kind.
+func (l *alertLog) count(uuid string) map[ph.AlertKind]uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.counts[uuid])
+}
+
+// forget drops the count of a domain that is no more.
+func (l *alertLog) forget(uuid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.counts, uuid)
 }
 
 // since returns the alerts from number n on, the number of the next one, and a channel that

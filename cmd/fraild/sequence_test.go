@@ -194,7 +194,7 @@ func TestReap(t *testing.T) {
 func TestAlertLog(t *testing.T) {
 	l := alertLog{max: 3, changed: make(chan struct{})}
 	for i := range 5 {
-		l.add(alertOf{name: string(rune('a' + i))})
+		l.add(alertOf{Alert: ph.Alert{Kind: ph.AlertDrift}, uuid: testUUID, name: string(rune('a' + i))})
 	}
 	got, next, _ := l.since(0)
 	if len(got) != 3 || got[0].name != "c" || next != 5 {
@@ -205,5 +205,12 @@ func TestAlertLog(t *testing.T) {
 	}
 	if got, next, _ := l.since(99); len(got) != 0 || next != 5 {
 		t.Errorf("from beyond: %+v, next %d", got, next)
+	}
+	if got := l.count(testUUID); len(got) != 1 || got[ph.AlertDrift] != 5 {
+		t.Errorf("of 5 alerts these are counted: %v", got)
+	}
+	l.forget(testUUID)
+	if got := l.count(testUUID); len(got) != 0 {
+		t.Errorf("forgotten alerts are counted: %v", got)
 	}
 }

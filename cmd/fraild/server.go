@@ -83,10 +83,20 @@ func (s *server) List(_ context.Context, req *api.ListRequest) (*api.ListRespons
 			resp.Domains = append(resp.Domains, describe(d, snap))
 		}
 	}
-	if err := s.manager.connected(); err != nil && len(resp.Domains) == 0 {
-		return nil, status.Errorf(codes.Unavailable, "fraild cannot reach libvirt at %s: %v", resp.Uri, err)
+	if len(resp.Domains) == 0 {
+		if err := s.unavailable(); err != nil {
+			return nil, err
+		}
 	}
 	return resp, nil
+}
+
+// unavailable returns an error if there may be domains that fraild does not know.
+func (s *server) unavailable() error {
+	if err := s.manager.connected(); err != nil {
+		return status.Errorf(codes.Unavailable, "fraild cannot reach libvirt at %s: %v", s.manager.host.cfg.Libvirt.URI, err)
+	}
+	return nil
 }
 
 func describe(d *domain, snap snapshot) *api.Domain {

@@ -113,6 +113,7 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 	if err != nil {
 		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)
 	}
+	defer s.domain.host.traces.begin(snap.UUID, t)()
 	defer t.Close()
 	if err := t.Attach(); err != nil {
 		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)

@@ -240,6 +240,20 @@ type Counters struct {
 	ReadFault, Recursion uint64
 }
 
+// Programs returns what the kernel measured of the program that sees system calls.
+func (a *Analyzer) Programs() ([]tracer.ProgramStats, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, fmt.Errorf("read program statistics: %w", os.ErrClosed)
+	}
+	st, err := a.objs.Enter.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("read program statistics: %w", err)
+	}
+	return []tracer.ProgramStats{{Name: bpf.TracepointEnter, Runs: st.RunCount, RunTime: st.Runtime}}, nil
+}
+
 // Close detaches the analysis and frees everything. Closing twice is no error.
 func (a *Analyzer) Close() error {
 	a.mu.Lock()

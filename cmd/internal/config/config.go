@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -66,6 +67,9 @@ type Config struct {
 		MaxThreads   int          `toml:"max_threads"`
 		MaxAlerts    int          `toml:"max_alerts"`
 	} `toml:"sequence"`
+	Metrics struct {
+		Listen ListenAddress `toml:"listen"`
+	} `toml:"metrics"`
 	Log struct {
 		Level Level `toml:"level"`
 	} `toml:"log"`
@@ -116,6 +120,51 @@ func (d WaitDuration) MarshalText() ([]byte, error) {
 		return fmt.Appendf(nil, "%dd", d/day), nil
 	}
 	return Duration(d).MarshalText()
+}
+
+// ListenAddress is where this host alone is served: at a unix socket, or at a port of a
+// loopback address. The zero value is nowhere.
+type ListenAddress struct {
+	Network, Address string // as for [net.Listen]
+}
+
+// UnmarshalText parses "", "unix:PATH" or "ADDRESS:PORT".
+func (a *ListenAddress) UnmarshalText(text []byte) error {
+	s := string(text)
+	if s == "" {
+		*a = ListenAddress{}
+		return nil
+	}
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%q: %q is not an absolute path", s, path)
+		}
+		*a = ListenAddress{Network: "unix", Address: path}
+		return nil
+	}
+	at, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is neither \"unix:/PATH\" nor a loopback address with a port, as \"127.0.0.1:9472\"", s)
+	}
+	if !at.Addr().IsLoopback() {
+		return fmt.Errorf("%q: %s is not a loopback address: nothing asks a client who it is there, so other hosts must not reach it", s, at.Addr())
+	}
+	if at.Port() == 0 {
+		return fmt.Errorf("%q: no client would know port 0", s)
+	}
+	*a = ListenAddress{Network: "tcp", Address: s}
+	return nil
+}
+
+// unixPrefix is how the address of a unix socket begins.
+const unixPrefix = "unix:"
+
+// MarshalText writes a as UnmarshalText reads it.
+func (a ListenAddress) MarshalText() ([]byte, error) {
+	if a.Network == "unix" {
+		return []byte(unixPrefix + a.Address), nil
+	}
+	return []byte(a.Address), nil
 }
 
 // Level is how much is logged.
@@ -178,6 +227,9 @@ func (c *Config) validate(report func(key, format string, args ...any)) {
 		if !filepath.IsAbs(p.path) {
 			report(p.key, "%q is not an absolute path", p.path)
 		}
+	}
+	if at := c.Metrics.Listen.Address; at == c.API.Socket || at == c.Hook.Socket {
+		report("metrics.listen", "%s is another socket of fraild's", at)
 	}
 	if c.Libvirt.URI == "" {
 		report("libvirt.uri", "is empty")
