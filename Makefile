@@ -12,6 +12,10 @@ ZSHDIR ?= $(PREFIX)/share/zsh/$(if $(wildcard /etc/debian_version),vendor-comple
 # Of make install: the kernel's release whose module is installed with the rest.
 RELEASE ?=
 KO ?= kmod/frail.ko
+VERSION := $(shell cat VERSION)
+# Of make sbom.
+CYCLONEDX := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+DKMS = $(DESTDIR)$(PREFIX)/src/frail-$(VERSION)
 # Of make lab-test: the tests to run, as a regular expression.
 RUN ?= .
 # The lab's host: bookworm, trixie, sid or debug. Some shells have a variable of that
@@ -93,7 +97,9 @@ test: lint unit fuzz ## every test of a change: make lab-matrix without argument
 install: ## install the programs, manual pages and completions, and frail.ko if RELEASE is given (DESTDIR, PREFIX, ZSHDIR, KO)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $B/bin/frail
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin $B/bin/fraild
-	install -D -m 0755 $B/bin/frail-libvirt-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/sbin $B/bin/frail-libvirt-hook
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man8 packaging/frail-libvirt-hook.8
+	install -D -m 0755 packaging/qemu-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/fraild.service packaging/frail-module.service
 	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
 	install -d -m 0755 $(DESTDIR)/etc/frail/conf.d
@@ -103,6 +109,28 @@ install: ## install the programs, manual pages and completions, and frail.ko if 
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $B/share/completions/frail.fish
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/frail packaging/grafana-dashboard.json
 	if [ -n "$(RELEASE)" ]; then install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/modules/$(RELEASE)/updates $(KO); fi
+
+install-dkms: ## install the module's source for DKMS (DESTDIR, PREFIX)
+	install -D -m 0644 -t $(DKMS) VERSION
+	install -D -m 0644 -t $(DKMS)/kmod kmod/*.[ch] kmod/Kbuild kmod/Makefile
+	install -D -m 0644 -t $(DKMS)/bpf bpf/frail_abi.h
+	sed 's/#MODULE_VERSION#/$(VERSION)/' packaging/dkms.conf >$(DKMS)/dkms.conf
+
+sbom: build ## write what each program is made of, as CycloneDX JSON, into build/sbom
+	@mkdir -p $B/sbom
+	@for program in frail fraild frail-libvirt-hook; do \
+		$(GO) run $(CYCLONEDX) bin -json -std -noserial -notimestamp -version v$(VERSION) \
+			-output $B/sbom/$$program.cdx.json $B/bin/$$program || exit 1; done
+	@ls $B/sbom/*.cdx.json
+
+deb: deps ## build Debian packages in a clean Debian 12, into build/deb
+	@packaging/deb.sh build
+
+deb-check: deps ## build the packages twice, compare them and run lintian
+	@packaging/deb.sh check
+
+deb-test: deps ## install the packages in a Debian 12, build the module there, remove and purge them
+	@packaging/deb.sh test
 
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
 	@$(LAB) host-image >/dev/null
@@ -182,5 +210,5 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	rm -rf $B
 	$(MAKE) -C kmod clean
 
-.PHONY: all help deps build kmod generate lint unit fuzz test install clean \
+.PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test clean \
 	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo

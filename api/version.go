@@ -2,14 +2,7 @@
 
 package api
 
-import "runtime/debug"
+import "frail"
 
-// Version returns the version of the running program: what the build stamped from
-// version control, "unknown" without it.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "unknown"
-	}
-	return info.Main.Version
-}
+// Version returns the version of the running program.
+func Version() string { return frail.Version() }

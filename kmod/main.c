@@ -100,4 +100,4 @@ module_exit(frail_exit);
 MODULE_LICENSE("GPL");
 MODULE_AUTHOR("The Frail authors");
 MODULE_DESCRIPTION("System calls of KVM guests as host tracepoints");
-MODULE_VERSION("0.1.0");
+MODULE_VERSION(FRAIL_VERSION);

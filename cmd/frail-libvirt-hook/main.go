@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command frail-libvirt-hook is libvirt's qemu hook for Frail. Installed in
-// libvirt's hooks/qemu.d directory, it hands every call over to fraild and
-// exits.
+// Command frail-libvirt-hook is what libvirt's qemu hook for Frail runs
+// (packaging/qemu-hook, in libvirt's hooks/qemu.d directory). It hands every
+// call over to fraild and exits.
 //
 // It exits with status 0 whatever happens, within one second: a failing hook
 // stops a domain from starting, and on libvirtd's reconnect kills a running one.

@@ -298,12 +298,12 @@ func (s system) hook() *api.Check {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		c.Detail = hookPath + " does not exist; guests are found through libvirt's events alone"
-		c.Fix = "install frail-libvirt-hook as " + hookPath + " and restart libvirtd or virtqemud"
+		c.Fix = "install the package frail-libvirt-hook, or packaging/qemu-hook as " + hookPath + " and reload libvirtd or virtqemud"
 	case err != nil:
 		c.Detail = err.Error()
 	case !info.Mode().IsRegular():
 		c.Detail = hookPath + " is not a regular file: AppArmor lets libvirt run no link"
-		c.Fix = "replace it with a copy of frail-libvirt-hook"
+		c.Fix = "replace it with a copy of packaging/qemu-hook, or install the package frail-libvirt-hook again"
 	case info.Mode().Perm()&0o111 == 0:
 		c.Detail = hookPath + " is not executable"
 		c.Fix = "chmod 0755 " + hookPath

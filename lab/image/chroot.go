@@ -41,13 +41,20 @@ func (h *Host) BuildModule(ctx context.Context, src, dst string, log io.Writer) 
 		return fmt.Errorf("build %s: %w", filepath.Base(src), err)
 	}
 	defer os.RemoveAll(work)
-	// The module's source may include the ABI header beside it, if there is one,
-	// so the layout of the repository is kept.
+	// The module's source may include the ABI header and the version beside it, if
+	// they are there, so the layout of the repository is kept.
 	for _, dir := range []string{filepath.Base(src), "bpf"} {
 		err := copyDir(filepath.Join(work, dir), filepath.Join(filepath.Dir(src), dir))
 		if err != nil && !(dir == "bpf" && errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("build %s: %w", filepath.Base(src), err)
 		}
+	}
+	version, err := os.ReadFile(filepath.Join(filepath.Dir(src), "VERSION"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(work, "VERSION"), version, 0o644)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("build %s: %w", filepath.Base(src), err)
 	}
 	script := `mount --make-rprivate / && mount -t proc proc "$0/proc" && mount -t tmpfs tmpfs "$0/mnt" &&
 mount --bind "$1" "$0/mnt" && shift && exec chroot "$0" "$@"`

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"frail/lab/cache"
 )
 
 // installRoot makes a Debian root directory of the release suite with the
@@ -31,6 +34,23 @@ func installRoot(ctx context.Context, root, suite, variant string, packages []st
 	}
 	args = append(append(args, suite, root), sources...)
 	return runLogged(exec.CommandContext(ctx, "mmdebstrap", args...), log)
+}
+
+// BuildRoot returns the root directory of a Debian release with the packages installed,
+// made first if the cache has none. Nothing may be changed in it: users mount something
+// over it.
+func BuildRoot(ctx context.Context, name, suite string, packages []string, log io.Writer) (string, error) {
+	key := cache.NewKey()
+	key.Add("suite", []byte(suite))
+	key.Add("packages", []byte(strings.Join(packages, " ")))
+	dir, err := cache.Build(ctx, "root-"+name, key.String(), func(ctx context.Context, dir string) error {
+		fmt.Fprintf(log, "lab: installing Debian %s for %s (some minutes)\n", suite, name)
+		return installRoot(ctx, filepath.Join(dir, "root"), suite, "apt", packages, log)
+	})
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "root"), nil
 }
 
 // withoutPockets has the releases of which only the archive proper is used, and why.

@@ -58,7 +58,7 @@ func newRoot() *cobra.Command {
 		Args:          cobra.NoArgs,
 	}
 	name := root.PersistentFlags().String("host", image.DefaultHost, "the host: "+strings.Join(image.HostNames(), ", "))
-	root.AddCommand(newHostImage(name), newRelease(name), newGuest(name), newModule(name), newRun(name), newSelftests(name), newShell(name), newSmall(name))
+	root.AddCommand(newHostImage(name), newRelease(name), newGuest(name), newModule(name), newDebian(), newRun(name), newSelftests(name), newShell(name), newSmall(name))
 	return root
 }
 
@@ -132,6 +132,22 @@ func newModule(name *string) *cobra.Command {
 				return err
 			}
 			return h.BuildModule(cmd.Context(), src, args[1], os.Stderr)
+		},
+	}
+}
+
+func newDebian() *cobra.Command {
+	return &cobra.Command{
+		Use:   "debian NAME SUITE PACKAGE...",
+		Short: "Install a Debian release with packages into a directory of the cache if it has none, and print which",
+		Args:  cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root, err := image.BuildRoot(cmd.Context(), args[0], args[1], args[2:], os.Stderr)
+			if err != nil {
+				return err
+			}
+			fmt.Println(root)
+			return nil
 		},
 	}
 }
