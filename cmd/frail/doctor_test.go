@@ -150,7 +150,7 @@ func TestDoctorChecks(t *testing.T) {
 		{"no device", system.device, nil, fail, "modprobe frail"},
 		{"no character device", system.device, map[string]string{"dev/frail": ""}, fail, "rm /dev/frail"},
 
-		{"no hook", system.hook, nil, warn, "install frail-libvirt-hook"},
+		{"no hook", system.hook, nil, warn, "install the package frail-libvirt-hook"},
 
 		{"no SELinux", system.selinux, hook, pass, "off"},
 		{"permissive", system.selinux, with(hook, map[string]string{"sys/fs/selinux/enforce": "0"}), pass, "permissive"},

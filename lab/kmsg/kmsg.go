@@ -13,13 +13,16 @@ import (
 )
 
 // harmless are warnings of an emulated host that runs plain guests without
-// Frail: its clock is slow and its guests try MSRs that it does not have.
+// Frail: its clock is slow, its guests try MSRs that it does not have, and newer kernels
+// have something to say of bpftrace's way to the tracepoints and of device-mapper.
 var harmless = regexp.MustCompile(strings.Join([]string{
 	`^hrtimer: interrupt took `,
 	`^kvm: SMP vm created on host with unstable TSC`,
 	`^(kvm: )?kvm \[\d+\]: vcpu\d+, guest rIP: 0x[0-9a-f]+ Unhandled (WR|RD)MSR`,
 	`^clocksource: `,
 	`^Clocksource `,
+	`^NOTICE: Automounting of tracing to debugfs is deprecated`,
+	`^device-mapper: core: CONFIG_IMA_DISABLE_HTABLE is disabled`,
 }, "|"))
 
 // Log is the kernel's log from when it was opened on.

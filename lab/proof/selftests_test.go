@@ -71,6 +71,21 @@ type outcome struct {
 // numbers are what may differ from run to run: addresses, times and ids.
 var numbers = regexp.MustCompile(`(0x)+[0-9a-f]+|[0-9a-f]*[0-9][0-9a-f]*`)
 
+// times are how long something took, in seconds.
+var times = regexp.MustCompile(`\d+\.\d{6}`)
+
+// byIRET is a line of fsgsbase_64: some CPUs' IRET, and so an interrupt at that moment,
+// clears a null selector, which the test accepts.
+var byIRET = regexp.MustCompile(`changed from (\S+) to \S+ because IRET is defective`)
+
+// withoutTimes is the outcome as far as it does not depend on how fast the guest was.
+func (o outcome) withoutTimes() outcome {
+	return outcome{o.status, byIRET.ReplaceAllString(times.ReplaceAllString(o.output, "T"), "remained $1")}
+}
+
+// bySignal reports whether a signal ended the self-test.
+func (o outcome) bySignal() bool { return o.status > 128 }
+
 // withoutNumbers is the outcome as far as it does not depend on the run.
 func (o outcome) withoutNumbers() outcome {
 	return outcome{o.status, numbers.ReplaceAllString(o.output, "N")}
@@ -235,8 +250,14 @@ func compareSelftests(t *testing.T, s *selftestGuest) {
 	first := s.runUntraced(t)
 	second := s.runUntraced(t)
 	want, again := s.outcomes(t, first), s.outcomes(t, second)
-	unsteady := map[string]bool{}
+	unsteady, broken := map[string]bool{}, map[string]bool{}
 	for _, name := range s.tests {
+		if want[name].bySignal() || again[name].bySignal() {
+			// Nothing traced has run: the emulated CPU ends it.
+			broken[name] = true
+			continue
+		}
+		want[name], again[name] = want[name].withoutTimes(), again[name].withoutTimes()
 		if want[name] == again[name] {
 			continue
 		}
@@ -257,11 +278,11 @@ func compareSelftests(t *testing.T, s *selftestGuest) {
 			got[mode.name] = s.outcomes(t, traced.Result)
 			calls := callsByComm(traced.Events)
 			for _, name := range s.tests {
-				g, w := got[mode.name][name], want[name]
+				g, w := got[mode.name][name].withoutTimes(), want[name]
 				if unsteady[name] {
 					g, w = g.withoutNumbers(), w.withoutNumbers()
 				}
-				if g != w {
+				if g != w && !broken[name] {
 					t.Errorf("%s traced: %s\nuntraced: %s", name, got[mode.name][name], want[name])
 				}
 				if calls[commOf(name)] == 0 {
@@ -277,15 +298,18 @@ func compareSelftests(t *testing.T, s *selftestGuest) {
 				traced.Status.Enters, traced.Status.Exits, len(traced.Events), traced.Status.ArmedVcpus)
 		})
 	}
-	logTable(t, s, want, unsteady, got)
+	logTable(t, s, want, unsteady, broken, got)
 }
 
 // logTable logs the results as docs/proof.md has them.
-func logTable(t *testing.T, s *selftestGuest, want map[string]outcome, unsteady map[string]bool, got map[string]map[string]outcome) {
+func logTable(t *testing.T, s *selftestGuest, want map[string]outcome, unsteady, broken map[string]bool, got map[string]map[string]outcome) {
 	t.Logf("| self-test | untraced | both | entry | lines | compared |")
 	for _, name := range s.tests {
 		compared := "every byte"
-		if unsteady[name] {
+		switch {
+		case broken[name]:
+			compared = "no: a signal ends it untraced"
+		case unsteady[name]:
 			compared = "all but numbers"
 		}
 		var status []string
