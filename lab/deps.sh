@@ -8,7 +8,7 @@ set -eu
 packages="
 	bash-completion bpftool clang cpio e2fsprogs groff-base libbpf-dev libc6-dev libvirt-clients libvirt-daemon-system
 	linux-headers-amd64 mmdebstrap protobuf-compiler qemu-system-x86 sparse
-	xz-utils zstd busybox-static"
+	xz-utils zstd busybox-static strace"
 
 missing=
 for p in $packages; do

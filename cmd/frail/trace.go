@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"frail/api"
 	"frail/bpf"
@@ -27,6 +28,10 @@ const stopTimeout = 10 * time.Second
 // traceOptions are the flags of frail trace.
 type traceOptions struct {
 	json      bool
+	raw       bool
+	decode    bool
+	perfetto  string
+	color     string
 	who       bool
 	syscalls  string
 	comm      string
@@ -46,18 +51,27 @@ func newTraceCmd(opts *options) *cobra.Command {
 		Long: `Show a domain's system calls as they happen, until Ctrl-C or until the domain stops.
 A summary closes the output: how many events were shown, and how many were lost and why.
 
-Arguments are the values of the registers. What they point to is not read. A return value
-of "?" is not known. A line between dashes says when calls by some instruction begin to be
-unseen, because the guest uses its debug registers, and when all are seen again.
+Arguments and return values are shown as strace does. What they point to is not read: paths
+and buffers are addresses. A return value of "?" is not known. A line between dashes says
+when calls by some instruction begin to be unseen, because the guest uses its debug
+registers, and when all are seen again.
 
 With --qmp frail traces the guest of a QEMU without libvirt and fraild, and disarms it at
 its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 		Example: `  frail trace guest1
   frail trace guest1 --filter-syscall openat,execve
   frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
+  frail trace guest1 --filter-syscall %file,%process
   frail trace guest1 --json --limit 1000
+  frail trace guest1 --perfetto guest1.pftrace
   frail trace --qmp /run/vm.qmp`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkColor(t.color); err != nil {
+				return err
+			}
+			if t.decode && !t.json {
+				return errors.New("--decode is for --json: text is decoded without it")
+			}
 			switch {
 			case g.qmp != "" && t.wait:
 				return exit.Usagef("--wait is for domains")
@@ -75,7 +89,12 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 	flags := cmd.Flags()
 	flags.StringVar(&exits, "exits", hooks.ExitsBoth.String(), "with --qmp: what traps, by `MODE`: both or entry")
 	flags.BoolVar(&t.json, "json", false, "print JSON, one document a line")
-	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls, names or numbers separated by commas; all but these after a `LIST`'s leading !")
+	flags.BoolVar(&t.raw, "raw", false, "show arguments and return values as numbers")
+	flags.BoolVar(&t.decode, "decode", false, "with --json: add what arguments and return values mean")
+	flags.StringVar(&t.perfetto, "perfetto", "", "write the trace into `FILE` for ui.perfetto.dev, and show only the summary")
+	flags.StringVar(&t.color, "color", colorAuto, "colour the text, by `WHEN`: auto, if it goes to a terminal and NO_COLOR is not set, always or never")
+	cmd.MarkFlagsMutuallyExclusive("json", "raw", "perfetto")
+	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls: names, numbers and strace's classes, such as %file, separated by commas; all but these after a `LIST`'s leading !")
 	flags.StringVar(&t.comm, "filter-comm", "", "show only threads of this `NAME`")
 	flags.BoolVar(&t.who, "who", false, "say who a thread is before its first event, and when that has changed; --json always does")
 	flags.BoolVar(&t.timestamp, "timestamp", false, "show the time of day of each event")
@@ -88,7 +107,12 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 // run shows a trace until ctx is done or the daemon ends it. note shows a message that is
 // no part of the trace.
 func (t *traceOptions) run(ctx context.Context, client api.FrailClient, domain string, w io.Writer, note func(string)) error {
-	return t.stream(ctx, client, domain, &traceText{t: t, w: w}, note)
+	out, err := t.open(w)
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	return t.stream(ctx, client, domain, out, note)
 }
 
 // traceSink takes what a trace consists of. All calls come from one goroutine; an error
@@ -183,16 +207,38 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 	}
 }
 
-// traceText writes a trace as lines.
+// traceText writes a trace: as lines, or into a file.
 type traceText struct {
 	t    *traceOptions
 	w    io.Writer
 	f    format.Formatter
 	text []byte
+	// file is w, if the trace goes into one of its own; out then takes the summary.
+	file *os.File
+	out  io.Writer
+}
+
+// open returns what writes the trace to w, or to the file that the options name. The caller
+// closes it.
+func (t *traceOptions) open(w io.Writer) (*traceText, error) {
+	if t.perfetto == "" {
+		return &traceText{t: t, w: w}, nil
+	}
+	file, err := os.Create(t.perfetto)
+	if err != nil {
+		return nil, fmt.Errorf("--perfetto: %w", err)
+	}
+	return &traceText{t: t, w: file, file: file, out: w}, nil
+}
+
+func (x *traceText) close() {
+	if x.file != nil {
+		_ = x.file.Close() // after the summary there is nothing left to fail
+	}
 }
 
 func (x *traceText) Started(s *api.TraceStarted) error {
-	x.f = x.t.formatter(time.Duration(s.GetRealtimeOffset()))
+	x.f = x.t.formatter(time.Duration(s.GetRealtimeOffset()), x.w)
 	return nil
 }
 
@@ -223,7 +269,14 @@ func (x *traceText) Flush() error {
 
 func (x *traceText) Summary(s tracer.Summary) error {
 	x.text = x.f.AppendSummary(x.text, s)
-	return x.Flush()
+	if err := x.Flush(); err != nil || x.file == nil {
+		return err
+	}
+	if err := x.file.Close(); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	_, err := x.out.Write(new(format.Text).AppendSummary(nil, s))
+	return err
 }
 
 // noteTo returns a function that shows a message unless the user asked for quiet.
@@ -236,15 +289,48 @@ func (o *options) noteTo(w io.Writer) func(string) {
 }
 
 // identities reports whether the trace says who the threads are.
-func (t *traceOptions) identities() bool { return t.who || t.json }
+func (t *traceOptions) identities() bool { return t.who || t.json || t.perfetto != "" }
 
-// formatter returns how the trace is written. offset makes the time of day of an event's
-// time.
-func (t *traceOptions) formatter(offset time.Duration) format.Formatter {
-	if t.json {
-		return &format.JSON{Offset: offset}
+// formatter returns how the trace is written to w. offset makes the time of day of an
+// event's time.
+func (t *traceOptions) formatter(offset time.Duration, w io.Writer) format.Formatter {
+	switch {
+	case t.json:
+		return &format.JSON{Offset: offset, Decode: t.decode}
+	case t.perfetto != "":
+		return &format.Perfetto{Offset: offset}
 	}
-	return &format.Text{Timestamp: t.timestamp, Offset: offset, Location: time.Local}
+	return &format.Text{
+		Raw: t.raw, Color: useColor(t.color, w), Timestamp: t.timestamp, Offset: offset, Location: time.Local,
+	}
+}
+
+// When text has colours.
+const (
+	colorAuto   = "auto"
+	colorAlways = "always"
+	colorNever  = "never"
+)
+
+func checkColor(when string) error {
+	switch when {
+	case colorAuto, colorAlways, colorNever:
+		return nil
+	}
+	return fmt.Errorf("--color %q: one of %s, %s and %s", when, colorAuto, colorAlways, colorNever)
+}
+
+// useColor reports whether text for w is to have colours: see https://no-color.org.
+func useColor(when string, w io.Writer) bool {
+	if when != colorAuto {
+		return when == colorAlways
+	}
+	file, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // endOf says why a trace ended that the user did not end.

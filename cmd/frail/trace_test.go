@@ -4,7 +4,11 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"frail/api"
@@ -32,7 +36,7 @@ func TestTraceShowsWhatIsNotKnown(t *testing.T) {
 	}}
 	var out bytes.Buffer
 	var notes []string
-	err := new(traceOptions).run(t.Context(), &streamClient{s: s}, "vm", &out, func(note string) { notes = append(notes, note) })
+	err := (&traceOptions{color: colorAuto}).run(t.Context(), &streamClient{s: s}, "vm", &out, func(note string) { notes = append(notes, note) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,5 +53,94 @@ func TestTraceShowsWhatIsNotKnown(t *testing.T) {
 	}
 	if want := []string{"domain 'vm' was armed again with other exits: trace it again"}; !slices.Equal(notes, want) {
 		t.Errorf("notes %q, want %q", notes, want)
+	}
+}
+
+// enterAndExit is a trace of one call.
+func enterAndExit() *streamClient {
+	var batch api.Batch
+	for _, ev := range []bpf.Event{
+		{Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventNr, Nr: 257, Args: [6]uint64{1<<64 - 100, 0x1000, 0x80000}},
+		{Kind: bpf.EventExit, Insn: bpf.InsnSysret64, Flags: bpf.EventNr | bpf.EventRet, Nr: 257, Ret: -2},
+	} {
+		batch.Add(&ev)
+	}
+	return &streamClient{s: &stream{messages: []*api.TraceResponse{
+		{Record: &api.TraceResponse_Started{Started: &api.TraceStarted{Vm: 1}}},
+		batch.Take(),
+		{Record: &api.TraceResponse_Summary{Summary: &api.Summary{Events: 2, Reason: "stopped"}}},
+	}}}
+}
+
+func TestTraceOutputs(t *testing.T) {
+	const who, end = "[no identity]                    ", "--- 2 events, 0 events lost ---\n"
+	pftrace := filepath.Join(t.TempDir(), "a.pftrace")
+	for _, tc := range []struct {
+		name string
+		t    traceOptions
+		want string
+	}{
+		{"text", traceOptions{color: colorAuto}, who + "openat(AT_FDCWD, 0x1000, O_RDONLY|O_CLOEXEC)\n" +
+			who + "... openat = -1 ENOENT (No such file or directory)\n" + end},
+		{"raw", traceOptions{color: colorNever, raw: true}, who + "openat(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
+			who + "... openat = -2 ENOENT (no such file or directory)\n" + end},
+		{"colour", traceOptions{color: colorAlways, raw: true}, who + "\x1b[36mopenat\x1b[0m(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
+			who + "... \x1b[36mopenat\x1b[0m = \x1b[31m-2 ENOENT (no such file or directory)\x1b[0m\n" + end},
+		{"perfetto", traceOptions{color: colorAuto, perfetto: pftrace}, end},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := tc.t.run(t.Context(), enterAndExit(), "vm", &out, func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+			if out.String() != tc.want {
+				t.Errorf("got\n%q\nwant\n%q", out.String(), tc.want)
+			}
+		})
+	}
+	data, err := os.ReadFile(pftrace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(data, []byte("AT_FDCWD, 0x1000, O_RDONLY|O_CLOEXEC")) || !bytes.Contains(data, []byte("-1 ENOENT")) {
+		t.Errorf("the file does not have the call: %q", data)
+	}
+	bad := traceOptions{perfetto: filepath.Join(t.TempDir(), "no", "file")}
+	if err := bad.run(t.Context(), enterAndExit(), "vm", new(bytes.Buffer), nil); err == nil || !strings.Contains(err.Error(), "--perfetto: ") {
+		t.Errorf("a file that cannot be made: %v", err)
+	}
+}
+
+// Colour is for terminals, and for who wants it elsewhere.
+func TestUseColor(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, tc := range []struct {
+		when, noColor string
+		w             io.Writer
+		want          bool
+	}{
+		{colorAuto, "", terminal, true},
+		{colorAuto, "1", terminal, false},
+		{colorAuto, "", null, false},
+		{colorAuto, "", new(bytes.Buffer), false},
+		{colorNever, "", terminal, false},
+		{colorAlways, "1", null, true},
+	} {
+		t.Setenv("NO_COLOR", tc.noColor)
+		if got := useColor(tc.when, tc.w); got != tc.want {
+			t.Errorf("--color %s with NO_COLOR=%q to %T: %v", tc.when, tc.noColor, tc.w, got)
+		}
+	}
+	if err := checkColor("sometimes"); err == nil {
+		t.Error("--color sometimes is no error")
 	}
 }

@@ -65,7 +65,11 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	if err != nil {
 		return fmt.Errorf("cannot trace: %w", err)
 	}
-	text := &traceText{t: t, w: w}
+	text, err := t.open(w)
+	if err != nil {
+		return err
+	}
+	defer text.close()
 	if err := text.Started(&api.TraceStarted{Vm: vm.ID(), RealtimeOffset: int64(offset)}); err != nil {
 		return err
 	}

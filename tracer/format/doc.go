@@ -4,9 +4,9 @@
 //
 // [Text] writes one line per event, much like strace:
 //
-//	cat[312/312]                     openat(0xffffff9c, 0x7ffd5b1c0f10, 0x0, 0x0)
+//	cat[312/312]                     openat(AT_FDCWD, 0x7ffd5b1c0f10, O_RDONLY|O_CLOEXEC)
 //	cat[312/312]                     ... openat = 3
-//	cat[312/312]                     ... openat = -2 ENOENT (no such file or directory)
+//	cat[312/312]                     ... openat = -1 ENOENT (No such file or directory)
 //	cat[312/312]                     ... openat = ?
 //	[no identity]                    getpid@32()
 //	old[313/313]                     getpid@32:int80()
@@ -17,7 +17,13 @@
 // The brackets hold the process's and the thread's id, as the guest's initial pid
 // namespace has them. A call of another table than the 64-bit one has a suffix, @32 or @x32,
 // and one that was not made by SYSCALL another: :sysenter, :int80, or :int80_64 for INT 0x80
-// in 64-bit code. A return value that is not known is a question mark.
+// in 64-bit code. A return value that is not known is a question mark. Arguments and return
+// values are those of package decode, or numbers as the guest has them:
+//
+//	cat[312/312]                     openat(0xffffff9c, 0x7ffd5b1c0f10, 0x80000, 0x0)
+//	cat[312/312]                     ... openat = -2 ENOENT (no such file or directory)
+//
+// [Perfetto] writes what ui.perfetto.dev shows as a time line.
 //
 // [JSON] writes one object per line. Its fields keep their names and meaning; fields may
 // be added. Addresses, arguments and other 64-bit quantities are strings in hexadecimal,
@@ -46,6 +52,8 @@
 //	          returned is not known, time is later; else absent
 //	ret       the return value of an exit; absent when it is not known
 //	errno     the error's name, when ret is one
+//	text      the arguments of an enter or the return value of an exit, as text shows
+//	          them; only if [JSON.Decode] is set
 //	ip, sp    the user's instruction pointer after the call, and stack pointer; ip is
 //	          0x0 where the entry does not tell
 //	cr3       the guest's CR3, with its PCID and PTI bits

@@ -75,7 +75,7 @@ func named(comm string) func(*bpf.Event) {
 	}
 }
 
-func TestText(t *testing.T) {
+func TestRawText(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		ev   *bpf.Event
@@ -137,10 +137,81 @@ func TestText(t *testing.T) {
 			`\xe2\x80\xaeabc[312/313]         getpid()`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := string(new(Text).AppendEvent(nil, tc.ev)); got != tc.want+"\n" {
+			if got := string((&Text{Raw: true}).AppendEvent(nil, tc.ev)); got != tc.want+"\n" {
 				t.Errorf("%q\nwant %q", got, tc.want+"\n")
 			}
 		})
+	}
+}
+
+func TestText(t *testing.T) {
+	const who = "cat[312/313]                     "
+	f := new(Text)
+	call := func(nr int64, args ...uint64) func(*bpf.Event) {
+		return func(ev *bpf.Event) {
+			ev.Nr, ev.Args = nr, [6]uint64{}
+			copy(ev.Args[:], args)
+		}
+	}
+	ret := func(nr, ret int64) func(*bpf.Event) {
+		return func(ev *bpf.Event) {
+			exit(ret)(ev)
+			ev.Nr = nr
+		}
+	}
+	other := func(change func(*bpf.Event)) func(*bpf.Event) {
+		return func(ev *bpf.Event) {
+			change(ev)
+			ev.Task++
+		}
+	}
+	const getFlags = 3
+	// One after the other: a return may be shown according to its call.
+	for _, tc := range []struct {
+		name   string
+		change func(*bpf.Event)
+		want   string
+	}{
+		{"enter", func(*bpf.Event) {}, "openat(AT_FDCWD, 0x7ffd5b1c0f10, O_RDONLY|O_CLOEXEC)"},
+		{"call with no name", call(999, 1), "syscall_999(0x1, 0x0, 0x0, 0x0, 0x0, 0x0)"},
+		{"32-bit call", entered(bpf.InsnInt80In32, 6), "close@32:int80(-100)"},
+		{"x32 call", call(bpf.X32Bit|520, 1, 0, 3), "execve@x32(0x1, NULL, 0x3)"},
+		{"number with high bits", call(1<<32|3, 5), "close(5)"},
+		{"exit", exit(3), "... openat = 3"},
+		{"exit with an error", exit(-2), "... openat = -1 ENOENT (No such file or directory)"},
+		{"exit with an address", ret(9, 0x7f0000001000), "... mmap = 0x7f0000001000"},
+		{"exit of unknown value", unknownReturn(exit(0)), "... openat = ?"},
+		{"exit of a call not known", func(ev *bpf.Event) { exit(0)(ev); ev.Nr, ev.Flags = -1, bpf.EventIdentity|bpf.EventRet }, "... ? = 0"},
+		{"flags of a descriptor", call(72, 3, getFlags), "fcntl(3, F_GETFL)"},
+		{"they return in another thread", other(ret(72, 2)), "... fcntl = 2"},
+		{"they return", ret(72, 2), "... fcntl = 0x2 (flags O_RDWR)"},
+		{"they return once", ret(72, 2), "... fcntl = 2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := string(f.AppendEvent(nil, event(tc.change))); got != who+tc.want+"\n" {
+				t.Errorf("%q\nwant %q", got, who+tc.want+"\n")
+			}
+		})
+	}
+	if len(f.decoder.waiting) != 0 {
+		t.Errorf("%d calls are remembered that returned", len(f.decoder.waiting))
+	}
+}
+
+func TestColor(t *testing.T) {
+	f := &Text{Color: true}
+	const who = "cat[312/313]                     "
+	for _, tc := range []struct{ name, got, want string }{
+		{"enter", string(f.AppendEvent(nil, event(func(ev *bpf.Event) { ev.Nr = 39 }))), who + "\x1b[36mgetpid\x1b[0m()\n"},
+		{"exit", string(f.AppendEvent(nil, event(exit(3)))), who + "... \x1b[36mopenat\x1b[0m = 3\n"},
+		{"error", string(f.AppendEvent(nil, event(exit(-9)))), who + "... \x1b[36mopenat\x1b[0m = \x1b[31m-1 EBADF (Bad file descriptor)\x1b[0m\n"},
+		{"coverage", string(f.AppendEvent(nil, coverage(everyEntry, 0))), "\x1b[33m--- all entries are seen again ---\x1b[0m\n"},
+		{"lost", string(f.AppendLost(nil, tracer.Lost{Losses: tracer.Losses{RingFull: 1}})),
+			"\x1b[33m--- 1 event lost: 1 because the reader was too slow ---\x1b[0m\n"},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s: %q\nwant %q", tc.name, tc.got, tc.want)
+		}
 	}
 }
 
@@ -234,6 +305,22 @@ func TestJSON(t *testing.T) {
 	}
 }
 
+func TestDecodedJSON(t *testing.T) {
+	f := &JSON{Decode: true}
+	for _, tc := range []struct {
+		change func(*bpf.Event)
+		want   string
+	}{
+		{func(*bpf.Event) {}, `,"args":["0xffffff9c","0x7ffd5b1c0f10","0x80000","0x0","0x5","0xffffffffffffffff"],"text":"AT_FDCWD, 0x7ffd5b1c0f10, O_RDONLY|O_CLOEXEC","ip"`},
+		{exit(-2), `,"ret":-2,"errno":"ENOENT","text":"-1 ENOENT (No such file or directory)","ip"`},
+		{unknownReturn(exit(0)), `,"syscall":"openat","ip"`},
+	} {
+		if got := string(f.AppendEvent(nil, event(tc.change))); !strings.Contains(got, tc.want) || !json.Valid([]byte(got)) {
+			t.Errorf("%s has no %s", got, tc.want)
+		}
+	}
+}
+
 // Whatever a guest calls its threads, a record is one line of valid JSON or of printable
 // text.
 func FuzzHostileName(f *testing.F) {
@@ -267,8 +354,10 @@ func TestNoAllocations(t *testing.T) {
 	buf := make([]byte, 0, 1024)
 	for name, f := range map[string]Formatter{
 		"text":                &Text{},
+		"raw text":            &Text{Raw: true},
 		"text with timestamp": &Text{Timestamp: true, Offset: offset},
 		"JSON":                &JSON{Offset: offset},
+		"decoded JSON":        &JSON{Offset: offset, Decode: true},
 	} {
 		n := testing.AllocsPerRun(1000, func() {
 			f.AppendEvent(f.AppendEvent(buf, enter), ret)
@@ -312,10 +401,10 @@ func TestWallOffset(t *testing.T) {
 }
 
 func BenchmarkText(b *testing.B) {
-	ev, buf := event(func(*bpf.Event) {}), make([]byte, 0, 1024)
+	f, ev, buf := new(Text), event(func(*bpf.Event) {}), make([]byte, 0, 1024)
 	b.ReportAllocs()
 	for b.Loop() {
-		new(Text).AppendEvent(buf, ev)
+		f.AppendEvent(buf, ev)
 	}
 }
 

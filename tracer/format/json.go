@@ -19,8 +19,12 @@ import (
 type JSON struct {
 	// Offset is added to an event's time to get the time of day: see [WallOffset].
 	Offset time.Duration
+	// Decode adds what arguments and return values mean.
+	Decode bool
 
 	processes tracer.Processes
+	decoder   decoder
+	text      []byte
 }
 
 var _ Formatter = (*JSON)(nil)
@@ -73,6 +77,10 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	}
 	if ev.Kind == bpf.EventExit {
 		dst = appendJSONReturn(dst, ev)
+		if f.Decode && ev.RetKnown() {
+			f.text = f.decoder.appendReturn(f.text[:0], ev)
+			dst = append(appendJSONEscaped(append(dst, `,"text":"`...), f.text), '"')
+		}
 	} else {
 		sep := `,"args":["`
 		for _, arg := range ev.Args {
@@ -80,6 +88,10 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 			sep = `,"`
 		}
 		dst = append(dst, ']')
+		if f.Decode {
+			f.text = f.decoder.appendArgs(f.text[:0], ev)
+			dst = append(appendJSONEscaped(append(dst, `,"text":"`...), f.text), '"')
+		}
 	}
 	dst = appendHexField(dst, `,"ip":"`, ev.Ip)
 	dst = appendHexField(dst, `,"sp":"`, ev.Sp)

@@ -24,15 +24,29 @@ const (
 	timeLayout = "2006-01-02 15:04:05.000000-0700: "
 )
 
-// Text formats for people. The zero value is ready. It is safe for concurrent use.
+// Text formats for people. The zero value is ready. It is not safe for concurrent use.
 type Text struct {
+	// Raw shows arguments and return values as numbers, in place of what they mean.
+	Raw bool
+	// Color makes names, errors and records that are not calls stand out on a terminal.
+	Color bool
 	// Timestamp puts the time before each line.
 	Timestamp bool
 	// Offset is added to an event's time to get the time of day: see [WallOffset].
 	Offset time.Duration
 	// Location is the time zone of timestamps; nil: UTC.
 	Location *time.Location
+
+	decoder decoder
 }
+
+// Escape sequences of a terminal.
+const (
+	colorCall   = "\x1b[36m" // cyan
+	colorError  = "\x1b[31m" // red
+	colorNotice = "\x1b[33m" // yellow
+	colorOff    = "\x1b[0m"
+)
 
 var _ Formatter = (*Text)(nil)
 
@@ -42,22 +56,45 @@ func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	switch ev.Kind {
 	case bpf.EventCoverage:
 		_, blind := ev.Coverage()
-		return appendCoverage(dst, blind)
+		dst = append(f.paint(dst, colorNotice), "--- "...)
+		dst = append(appendCoverage(dst, blind), " ---"...)
+		return append(f.paint(dst, colorOff), '\n')
 	case bpf.EventExit:
 		dst = appendWho(dst, ev)
 		dst = append(dst, "... "...)
-		dst = appendCall(dst, ev)
+		dst = f.appendCall(dst, ev)
 		dst = append(dst, " = "...)
-		if ev.RetKnown() {
-			dst = appendReturn(dst, returned(ev))
+		if !ev.RetKnown() {
+			return append(dst, "?\n"...)
+		}
+		ret := returned(ev)
+		_, failed := errno(ret)
+		if failed {
+			dst = f.paint(dst, colorError)
+		}
+		if f.Raw {
+			dst = appendReturn(dst, ret)
 		} else {
-			dst = append(dst, '?')
+			dst = f.decoder.appendReturn(dst, ev)
+		}
+		if failed {
+			dst = f.paint(dst, colorOff)
 		}
 		return append(dst, '\n')
 	}
 	dst = appendWho(dst, ev)
-	dst = appendCall(dst, ev)
+	dst = f.appendCall(dst, ev)
 	dst = append(dst, '(')
+	if f.Raw {
+		dst = appendRawArgs(dst, ev)
+	} else {
+		dst = f.decoder.appendArgs(dst, ev)
+	}
+	return append(dst, ")\n"...)
+}
+
+// appendRawArgs appends as many arguments as the call takes, as numbers.
+func appendRawArgs(dst []byte, ev *bpf.Event) []byte {
 	t := syscalls.Table(ev.Table())
 	for i, arg := range ev.Args[:syscalls.Args(t, nr(ev, t))] {
 		if i > 0 {
@@ -68,7 +105,20 @@ func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		}
 		dst = appendHex(dst, arg)
 	}
-	return append(dst, ")\n"...)
+	return dst
+}
+
+// paint appends an escape sequence if there is to be colour.
+func (f *Text) paint(dst []byte, color string) []byte {
+	if !f.Color {
+		return dst
+	}
+	return append(dst, color...)
+}
+
+// appendCall appends the call's name.
+func (f *Text) appendCall(dst []byte, ev *bpf.Event) []byte {
+	return f.paint(appendCall(f.paint(dst, colorCall), ev), colorOff)
 }
 
 // AppendProcess appends one line.
@@ -116,10 +166,9 @@ func (f *Text) AppendProcess(dst []byte, p *bpf.Process) []byte {
 
 // AppendLost appends one line.
 func (f *Text) AppendLost(dst []byte, l tracer.Lost) []byte {
-	dst = f.appendTime(dst, l.Time)
-	dst = append(dst, "--- "...)
-	dst = appendLosses(dst, l.Losses)
-	return append(dst, " ---\n"...)
+	dst = append(f.paint(f.appendTime(dst, l.Time), colorNotice), "--- "...)
+	dst = append(appendLosses(dst, l.Losses), " ---"...)
+	return append(f.paint(dst, colorOff), '\n')
 }
 
 // AppendSummary appends one line.
@@ -181,17 +230,16 @@ func appendCall(dst []byte, ev *bpf.Event) []byte {
 
 // appendCoverage appends which ways into the guest's kernel are not seen.
 func appendCoverage(dst []byte, blind uint32) []byte {
-	switch {
-	case blind == 0:
-		return append(dst, "--- all entries are seen again ---\n"...)
-	case blind&(blind-1) == 0:
-		dst = AppendEntries(append(dst, "--- "...), blind)
+	if blind == 0 {
+		return append(dst, "all entries are seen again"...)
+	}
+	dst = AppendEntries(dst, blind)
+	if blind&(blind-1) == 0 {
 		dst = append(dst, " is"...)
-	default:
-		dst = AppendEntries(append(dst, "--- "...), blind)
+	} else {
 		dst = append(dst, " are"...)
 	}
-	return append(dst, " not seen now: the guest uses its debug registers ---\n"...)
+	return append(dst, " not seen now: the guest uses its debug registers"...)
 }
 
 // appendReturn appends an error with its meaning, a small number, or an address.

@@ -34,6 +34,7 @@ func (f *Filter) All() bool {
 
 // ParseFilter reads a list of system calls separated by commas: "openat,execve". A
 // leading "!" turns it into all but these: "!futex,poll". The empty string is no filter.
+// A class of strace's stands for all calls of it: "%file,close"; see [Classes].
 //
 // A name stands for the call in every table that has it; a suffix names one table, as in
 // strace: "openat@64", "openat@32", "openat@x32". A number is of the 64-bit table unless
@@ -80,6 +81,9 @@ func (f *Filter) add(item string) error {
 		tables = []Table{t}
 	}
 
+	if class, found := strings.CutPrefix(name, "%"); found {
+		return f.addClass(class, tables)
+	}
 	if name[0] >= '0' && name[0] <= '9' {
 		nr, err := strconv.ParseUint(name, 10, 32)
 		if err != nil || nr >= uint64(bpf.Syscalls) {
@@ -89,6 +93,15 @@ func (f *Filter) add(item string) error {
 		return nil
 	}
 
+	if !f.addName(name, tables) {
+		return unknown(name, tables, hasSuffix)
+	}
+	return nil
+}
+
+// addName puts a call into the sets of those tables that have it, and reports whether one
+// does.
+func (f *Filter) addName(name string, tables []Table) bool {
 	found := false
 	for _, t := range tables {
 		if nr, ok := Number(t, name); ok {
@@ -96,8 +109,17 @@ func (f *Filter) add(item string) error {
 			found = true
 		}
 	}
-	if !found {
-		return unknown(name, tables, hasSuffix)
+	return found
+}
+
+// addClass puts the calls of a class into the sets.
+func (f *Filter) addClass(name string, tables []Table) error {
+	calls, ok := classes[name]
+	if !ok {
+		return fmt.Errorf("unknown class %q of system calls: one of %%%s", "%"+name, strings.Join(Classes(), ", %"))
+	}
+	for call := range strings.FieldsSeq(calls) {
+		f.addName(call, tables)
 	}
 	return nil
 }

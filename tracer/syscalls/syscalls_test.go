@@ -140,6 +140,8 @@ func TestParseFilter(t *testing.T) {
 		{"openat@32", only, nil, []int{295}, nil},
 		{"openat@x32", only, nil, nil, []int{257}},
 		{"257", only, []int{257}, nil, nil},
+		{"%ipc@32", only, nil, []int{117, 393, 394, 395, 396, 397, 398, 399, 400, 401, 402, 420}, nil},
+		{"!%ipc@x32,5@32", except, nil, []int{5}, []int{29, 30, 31, 64, 65, 66, 67, 68, 69, 70, 71, 220}},
 		{"5@32,1023@x32,0", only, []int{0, 1023}, []int{5}, []int{1023}},
 	} {
 		t.Run(tc.in, func(t *testing.T) {
@@ -178,6 +180,9 @@ func TestParseFilterErrors(t *testing.T) {
 		{"openat,!futex", `"!" before "futex": it may only start the list`},
 		{"!openat,!futex", `it may only start the list`},
 		{"1024", "numbers go from 0 to 1023"},
+		{"%fil", `unknown class "%fil" of system calls: one of %desc, %file, %ipc, %memory, %network, %process, %signal`},
+		{"openat,%", `unknown class "%"`},
+		{"%file@16", `unknown table "16"`},
 		{"99999999999999999999", "numbers go from 0 to 1023"},
 		{"12ab", "numbers go from 0 to 1023"},
 		{strings.Repeat("x", 1000), "unknown system call"},
@@ -200,7 +205,7 @@ func TestParseFilterErrors(t *testing.T) {
 }
 
 func FuzzParseFilter(f *testing.F) {
-	for _, s := range []string{"", "openat,execve", "!futex", "5@32", "openat@x32", "!!", "@", ",,", "0,1023"} {
+	for _, s := range []string{"", "openat,execve", "!futex", "5@32", "openat@x32", "!!", "@", ",,", "0,1023", "%file", "!%ipc,read@32"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
