@@ -238,7 +238,7 @@ func (s *session) finish(t *tracer.Tracer, cause error) error {
 	if !ok {
 		return cause
 	}
-	if err := s.Flush(); err != nil {
+	if err := s.sendBatch(); err != nil {
 		return err
 	}
 	sum, err := t.Summary()
@@ -254,17 +254,20 @@ func (s *session) finish(t *tracer.Tracer, cause error) error {
 
 func (s *session) send(resp *api.TraceResponse) error { return s.stream.Send(resp) }
 
+// full says whether as many events were taken as the client wants. The event that makes it
+// so is taken without an error, or the tracer would not count it as delivered: what comes
+// next, Flush at the latest, ends the trace.
+func (s *session) full() bool { return s.start.GetLimit() != 0 && s.taken >= s.start.GetLimit() }
+
 // Event implements tracer.Sink.
 func (s *session) Event(ev *bpf.Event) error {
+	if s.full() {
+		return endLimit
+	}
 	s.batch.Add(ev)
 	s.taken++
 	if s.batch.Full() {
-		if err := s.Flush(); err != nil {
-			return err
-		}
-	}
-	if s.taken == s.start.GetLimit() {
-		return endLimit
+		return s.sendBatch()
 	}
 	return nil
 }
@@ -290,6 +293,17 @@ func (s *session) Lost(l tracer.Lost) error {
 
 // Flush implements tracer.Sink.
 func (s *session) Flush() error {
+	if err := s.sendBatch(); err != nil {
+		return err
+	}
+	if s.full() {
+		return endLimit
+	}
+	return nil
+}
+
+// sendBatch sends the events that were taken and not sent.
+func (s *session) sendBatch() error {
 	if s.batch.Len() == 0 {
 		return nil
 	}

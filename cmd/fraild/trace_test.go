@@ -189,15 +189,48 @@ func TestTraceEnds(t *testing.T) {
 	}
 }
 
+// A limit ends the trace after as many events, each of them taken without an error: a tracer
+// counts no other as delivered. It ends whether or not there are more.
 func TestLimit(t *testing.T) {
 	for _, limit := range []uint64{1, api.MaxEvents, api.MaxEvents + 1} {
+		var delivered uint64
+		event := func(s *session) error {
+			err := s.Event(&bpf.Event{Kind: bpf.EventExit})
+			if err == nil {
+				delivered++
+			}
+			return err
+		}
 		all := collect(t, &api.TraceStart{Limit: limit}, func(s *session) error {
 			for {
-				if err := s.Event(&bpf.Event{Kind: bpf.EventExit}); err != nil {
+				if err := event(s); err != nil {
 					return err
 				}
 			}
 		})
+		if delivered != limit {
+			t.Errorf("limit %d: %d events delivered", limit, delivered)
+		}
+		for name, next := range map[string]func(*session) error{
+			"flush":   (*session).Flush,
+			"loss":    func(s *session) error { return s.Lost(tracer.Lost{Losses: tracer.Losses{RingFull: 1}}) },
+			"process": func(s *session) error { return s.Process(&bpf.Process{}) },
+		} {
+			last := collect(t, &api.TraceStart{Limit: limit}, func(s *session) error {
+				for range limit {
+					if err := event(s); err != nil {
+						return err
+					}
+				}
+				if err := next(s); err != nil {
+					return err
+				}
+				return endStopped
+			})
+			if sum := last[len(last)-1].GetSummary(); sum.GetReason() != "limit" || sum.GetEvents() != limit {
+				t.Errorf("limit %d, then %s: summary %v", limit, name, sum)
+			}
+		}
 		var n uint64
 		for _, resp := range all {
 			n += uint64(len(resp.GetEvents().GetEvents()))
