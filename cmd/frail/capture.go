@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -34,14 +33,9 @@ that was cut off by a crash lacks the last second.
   frail capture guest1 -o boot.cap --wait --limit 100000`,
 		Args:              exactDomain,
 		ValidArgsFunction: opts.completeDomain,
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-			if err != nil {
-				return fmt.Errorf("create capture: %w", err)
-			}
-			defer func() { err = errors.Join(err, f.Close()) }()
-			sink := &captureSink{file: f}
-			err = opts.withDaemon(cmd.Context(), func(d *daemon) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sink := &captureSink{path: out}
+			err := opts.withDaemon(cmd.Context(), func(d *daemon) error {
 				return t.stream(cmd.Context(), d, args[0], sink, opts.noteTo(cmd.ErrOrStderr()))
 			})
 			err = errors.Join(err, sink.close())
@@ -67,16 +61,21 @@ that was cut off by a crash lacks the last second.
 // captureSink writes a trace to a file.
 type captureSink struct {
 	*capture.Writer
-	file   io.Writer
+	path   string
+	file   *os.File
 	buf    *bufio.Writer
 	synced time.Time
 	sum    tracer.Summary
 }
 
+// Started creates the file only now: a trace that is refused leaves an older one as it is.
 func (c *captureSink) Started(s *api.TraceStarted) error {
+	var err error
+	if c.file, err = os.OpenFile(c.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+		return fmt.Errorf("create capture: %w", err)
+	}
 	c.buf = bufio.NewWriterSize(c.file, 1<<20)
 	c.synced = time.Now()
-	var err error
 	c.Writer, err = capture.NewWriter(c.buf, capture.Header{
 		Domain: s.GetName(), UUID: s.GetUuid(), Started: time.Now().UTC(),
 		RealtimeOffset: s.GetRealtimeOffset(), Frail: api.Version(),
@@ -101,8 +100,12 @@ func (c *captureSink) Summary(s tracer.Summary) error {
 }
 
 func (c *captureSink) close() error {
-	if c.Writer == nil {
-		return nil
+	var err error
+	if c.Writer != nil {
+		err = errors.Join(c.Close(), c.buf.Flush())
 	}
-	return errors.Join(c.Close(), c.buf.Flush())
+	if c.file != nil {
+		err = errors.Join(err, c.file.Close())
+	}
+	return err
 }

@@ -336,6 +336,18 @@ func testDomains(t *testing.T, fraild string) {
 		}
 	})
 
+	t.Run("a capture that is refused leaves the file", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "guest.cap")
+		if err := os.WriteFile(path, []byte("an older one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := p.frail(t, "capture", "asks", "-o", path)
+		wantError(t, err, "domain 'asks' is not traced")
+		if text, err := os.ReadFile(path); err != nil || string(text) != "an older one" {
+			t.Errorf("the file has %q, error %v", text, err)
+		}
+	})
+
 	t.Run("enable and disable a running domain", func(t *testing.T) {
 		out, _, err := p.frail(t, "-c", l.URI, "enable", "plain", "--live")
 		if err != nil || out != "Domain 'plain' enabled for tracing\n" {
