@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"frail/api"
 	"frail/cmd/internal/exit"
 )
 
@@ -109,6 +110,26 @@ func TestExitStatuses(t *testing.T) {
 	out, _, err := frailCmd(t, "--help")
 	if err != nil || !regexp.MustCompile(`(?m)^ +frail exit-codes `).MatchString(out) {
 		t.Errorf("frail --help does not tell of exit-codes:\n%s", out)
+	}
+}
+
+// docs/operating.md has the states as frail list prints them.
+func TestStatesAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for state := range api.State_name {
+		if state == int32(api.State_STATE_UNSPECIFIED) {
+			continue
+		}
+		row := "| " + stateText(&api.Domain{State: api.State(state), Reason: "*reason*"}) + " |"
+		if api.State(state) == api.State_STATE_SHUT_OFF {
+			row = "| shut off |"
+		}
+		if !strings.Contains(string(doc), "\n"+row) {
+			t.Errorf("docs/operating.md has no row %q", row)
+		}
 	}
 }
 
