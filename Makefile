@@ -134,6 +134,15 @@ deb-test: deps ## install the packages in Debian 12 and 13, build the module the
 	@packaging/deb.sh test bookworm
 	@packaging/deb.sh test trixie
 
+rpm: deps ## build packages for Fedora and RHEL, into build/rpm
+	@packaging/rpm.sh build
+
+rpm-check: deps ## build these packages twice, compare them and run rpmlint
+	@packaging/rpm.sh check
+
+rpm-test: deps ## install, upgrade and erase these packages with rpm
+	@packaging/rpm.sh test
+
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
 	@$(LAB) host-image >/dev/null
 
@@ -225,5 +234,5 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	rm -rf $B
 	$(MAKE) -C kmod clean
 
-.PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test clean \
+.PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test rpm rpm-check rpm-test clean \
 	lab-image lab-guest lab-module lab-files small-files packages-files lab-small lab-shell lab-test lab-packages lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo
