@@ -101,7 +101,8 @@ install: ## install the programs, manual pages and completions, and frail.ko if 
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man8 packaging/frail-libvirt-hook.8
 	install -D -m 0755 packaging/qemu-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/frail
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/fraild.service packaging/frail-module.service
-	install -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml
+	@if [ -e $(DESTDIR)/etc/frail/frail.toml ]; then echo "$(DESTDIR)/etc/frail/frail.toml is there: left as it is"; else \
+		install -v -D -m 0644 -t $(DESTDIR)/etc/frail packaging/frail.toml; fi
 	install -d -m 0755 $(DESTDIR)/etc/frail/conf.d
 	for s in 1 5 8; do install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$$s $B/share/man$$s/* || exit 1; done
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/bash-completion/completions $B/share/completions/frail
@@ -129,8 +130,18 @@ deb: deps ## build Debian packages in a clean Debian 12, into build/deb
 deb-check: deps ## build the packages twice, compare them and run lintian
 	@packaging/deb.sh check
 
-deb-test: deps ## install the packages in a Debian 12, build the module there, remove and purge them
-	@packaging/deb.sh test
+deb-test: deps ## install the packages in Debian 12 and 13, build the module there, remove and purge them
+	@packaging/deb.sh test bookworm
+	@packaging/deb.sh test trixie
+
+rpm: deps ## build packages for Fedora and RHEL, into build/rpm
+	@packaging/rpm.sh build
+
+rpm-check: deps ## build these packages twice, compare them and run rpmlint
+	@packaging/rpm.sh check
+
+rpm-test: deps ## install, upgrade and erase these packages with rpm
+	@packaging/rpm.sh test
 
 lab-image: deps ## build the lab host's image, if its inputs changed (HOST=name)
 	@$(LAB) host-image >/dev/null
@@ -185,6 +196,19 @@ lab-proof: small-files ## run the tests that need no libvirt on the small host: 
 lab-matrix: ## run the tests on every host and print what became of them (CELLS="HOST[/VENDOR[/TARGET]] ...")
 	@$(GO) run ./lab/cmd/lab-matrix $(CELLS)
 
+# What the lab's host needs to be one where Frail is installed from packages.
+packages-files: deps
+	@packaging/deb.sh repo $(HOST)
+	@$(LAB) guest $H/guest >/dev/null
+	@mkdir -p $H/lab $H/docs
+	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
+	@install -m 0644 -t $H README.md
+	@install -m 0644 -t $H/docs docs/*.md
+	@install -m 0755 -t $H/lab lab/packages.sh
+
+lab-packages: packages-files ## install, upgrade and purge the packages on the lab's host as the documents say, with guests (HOST=name)
+	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/packages.sh
+
 lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel ONLY=pattern WITHOUT=pattern)
 	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -limit $(PROOF_TIMEOUT) -test.run TestSelftests -only "$(ONLY)" -without "$(WITHOUT)"'
 
@@ -210,5 +234,5 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	rm -rf $B
 	$(MAKE) -C kmod clean
 
-.PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test clean \
-	lab-image lab-guest lab-module lab-files small-files lab-small lab-shell lab-test lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo
+.PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test rpm rpm-check rpm-test clean \
+	lab-image lab-guest lab-module lab-files small-files packages-files lab-small lab-shell lab-test lab-packages lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo

@@ -65,6 +65,9 @@ type Config struct {
 	// it does not. Guests may have as many vCPUs as they like.
 	CPUs, MemoryMiB int
 
+	// Cmdline is words for the end of the host kernel's command line.
+	Cmdline string
+
 	// Log takes one line per step; nil discards them.
 	Log io.Writer
 }
@@ -109,7 +112,7 @@ const cmdline = "root=/dev/vda rw console=ttyS0 mitigations=off panic=-1 oops=pa
 func Shell(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	cmd := cfg.Emulator.Command(ctx, cfg.args(
-		"-serial", "mon:stdio", "-append", cmdline+" quiet")...)
+		"-serial", "mon:stdio", "-append", cmdline+" quiet "+cfg.Cmdline)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("run the host: %w", err)
@@ -176,7 +179,7 @@ func runOnce(ctx context.Context, cfg Config, limit time.Duration, stdout, stder
 			"-device", "virtserialport,chardev="+name+",name=frail."+name)
 	}
 	console := filepath.Join(cfg.Results, "console.log")
-	args = append(args, "-serial", "file:"+console, "-append", cmdline+" lab.command")
+	args = append(args, "-serial", "file:"+console, "-append", cmdline+" lab.command "+cfg.Cmdline)
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

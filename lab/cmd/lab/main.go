@@ -154,7 +154,7 @@ func newDebian() *cobra.Command {
 
 func newRun(name *string) *cobra.Command {
 	var limit time.Duration
-	var results string
+	var results, cmdline string
 	var cpus int
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARGUMENT...]",
@@ -170,7 +170,7 @@ results directory. Nothing the command does to the host's disk survives.`,
 			if err != nil {
 				return err
 			}
-			cfg.CPUs = cpus
+			cfg.CPUs, cfg.Cmdline = cpus, cmdline
 			script := args[0]
 			if len(args) > 1 {
 				script = quote(args)
@@ -191,6 +191,7 @@ results directory. Nothing the command does to the host's disk survives.`,
 	}
 	cmd.Flags().DurationVar(&limit, "timeout", 10*time.Minute, "end the host if the command takes longer")
 	cmd.Flags().IntVar(&cpus, "cpus", 1, "CPUs of the host; more than one is unreliable under emulation")
+	cmd.Flags().StringVar(&cmdline, "cmdline", "", "words for the host kernel's command line")
 	cmd.Flags().StringVar(&results, "results", "", "directory for results (default: a new one in build/lab/runs)")
 	return cmd
 }
