@@ -54,12 +54,18 @@ and buffers are addresses. A return value of "?" is not known. A line between da
 when calls by some instruction begin to be unseen, because the guest uses its debug
 registers, and when all are seen again.
 
+Filters are applied in the host's kernel, and what is shown passes all of them. A call that is
+chosen by what it returns is shown when it has returned. What a filter cannot judge, because who
+made a call or what it returned is not known, is left out and counted in the summary.
+
 With --qmp frail traces the guest of a QEMU without libvirt and fraild, and disarms it at
 its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 		Example: `  frail trace guest1
   frail trace guest1 --filter-syscall openat,execve
   frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
   frail trace guest1 --filter-syscall %file,%process
+  frail trace guest1 --filter-exe /usr/sbin/nginx --failed
+  frail trace guest1 --filter-pid 312 --follow --filter-error EACCES,EPERM
   frail trace guest1 --json --limit 1000
   frail trace guest1 --perfetto guest1.pftrace
   frail trace --qmp /run/vm.qmp`,
