@@ -1058,14 +1058,33 @@ type TraceStart struct {
 	// System calls: names or numbers separated by commas, all but those after a
 	// leading "!". Empty: every one.
 	Syscalls string `protobuf:"bytes,2,opt,name=syscalls,proto3" json:"syscalls,omitempty"`
-	// Name of the guest thread (its comm) that may pass; empty: every one.
+	// Names of guest threads (their comms), likewise, as all filters that are lists.
 	Comm string `protobuf:"bytes,3,opt,name=comm,proto3" json:"comm,omitempty"`
 	// Wait for the domain to be traced instead of failing when it is not.
 	Wait bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Stop after this many events; 0: no limit.
 	Limit uint64 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
 	// Say who the threads are that events are of.
-	Identities    bool `protobuf:"varint,6,opt,name=identities,proto3" json:"identities,omitempty"`
+	Identities bool `protobuf:"varint,6,opt,name=identities,proto3" json:"identities,omitempty"`
+	// Ids of guest processes, and of threads, in the guest's initial pid namespace.
+	Pid string `protobuf:"bytes,7,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tid string `protobuf:"bytes,8,opt,name=tid,proto3" json:"tid,omitempty"`
+	// Real user ids, numbers.
+	Uid string `protobuf:"bytes,9,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Paths of executables, or of directories, which end in a slash.
+	Exe string `protobuf:"bytes,10,opt,name=exe,proto3" json:"exe,omitempty"`
+	// Ids of containers, at least 12 digits of each, or their names.
+	Container string `protobuf:"bytes,11,opt,name=container,proto3" json:"container,omitempty"`
+	// Names or numbers of errors that calls return.
+	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
+	// What calls return: numbers, or ranges such as "1..4095" and "1..".
+	Returns string `protobuf:"bytes,13,opt,name=returns,proto3" json:"returns,omitempty"`
+	// Only calls that return an error.
+	Failed bool `protobuf:"varint,14,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Of processes that pass, also their descendants.
+	Follow bool `protobuf:"varint,15,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Also what cannot be judged by the filters, because it is not known.
+	Unknown       bool `protobuf:"varint,16,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1138,6 +1157,76 @@ func (x *TraceStart) GetLimit() uint64 {
 func (x *TraceStart) GetIdentities() bool {
 	if x != nil {
 		return x.Identities
+	}
+	return false
+}
+
+func (x *TraceStart) GetPid() string {
+	if x != nil {
+		return x.Pid
+	}
+	return ""
+}
+
+func (x *TraceStart) GetTid() string {
+	if x != nil {
+		return x.Tid
+	}
+	return ""
+}
+
+func (x *TraceStart) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *TraceStart) GetExe() string {
+	if x != nil {
+		return x.Exe
+	}
+	return ""
+}
+
+func (x *TraceStart) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *TraceStart) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *TraceStart) GetReturns() string {
+	if x != nil {
+		return x.Returns
+	}
+	return ""
+}
+
+func (x *TraceStart) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *TraceStart) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *TraceStart) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
 	}
 	return false
 }
@@ -1963,7 +2052,9 @@ type Summary struct {
 	Lost   *LossCounts `protobuf:"bytes,2,opt,name=lost,proto3" json:"lost,omitempty"`
 	// Why the call ended: "stopped", "limit", "shut off", "disabled", "armed again" (with
 	// other exits), "daemon stops".
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Events of which it was not known whether they pass the filters.
+	Unjudged      uint64 `protobuf:"varint,4,opt,name=unjudged,proto3" json:"unjudged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2017,6 +2108,13 @@ func (x *Summary) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Summary) GetUnjudged() uint64 {
+	if x != nil {
+		return x.Unjudged
+	}
+	return 0
 }
 
 type DoctorRequest struct {
@@ -4146,7 +4244,7 @@ const file_frail_proto_rawDesc = "" +
 	"\fTraceRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.frail.v1.TraceStartH\x00R\x05start\x12)\n" +
 	"\x04stop\x18\x02 \x01(\v2\x13.frail.v1.TraceStopH\x00R\x04stopB\t\n" +
-	"\arequest\"\x9e\x01\n" +
+	"\arequest\"\xfe\x02\n" +
 	"\n" +
 	"TraceStart\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1a\n" +
@@ -4156,7 +4254,18 @@ const file_frail_proto_rawDesc = "" +
 	"\x05limit\x18\x05 \x01(\x04R\x05limit\x12\x1e\n" +
 	"\n" +
 	"identities\x18\x06 \x01(\bR\n" +
-	"identities\"\v\n" +
+	"identities\x12\x10\n" +
+	"\x03pid\x18\a \x01(\tR\x03pid\x12\x10\n" +
+	"\x03tid\x18\b \x01(\tR\x03tid\x12\x10\n" +
+	"\x03uid\x18\t \x01(\tR\x03uid\x12\x10\n" +
+	"\x03exe\x18\n" +
+	" \x01(\tR\x03exe\x12\x1c\n" +
+	"\tcontainer\x18\v \x01(\tR\tcontainer\x12\x14\n" +
+	"\x05error\x18\f \x01(\tR\x05error\x12\x18\n" +
+	"\areturns\x18\r \x01(\tR\areturns\x12\x16\n" +
+	"\x06failed\x18\x0e \x01(\bR\x06failed\x12\x16\n" +
+	"\x06follow\x18\x0f \x01(\bR\x06follow\x12\x18\n" +
+	"\aunknown\x18\x10 \x01(\bR\aunknown\"\v\n" +
 	"\tTraceStop\"\xae\x02\n" +
 	"\rTraceResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.frail.v1.TraceStartedH\x00R\astarted\x12,\n" +
@@ -4222,11 +4331,12 @@ const file_frail_proto_rawDesc = "" +
 	"\tring_full\x18\x01 \x01(\x04R\bringFull\x12\x1d\n" +
 	"\n" +
 	"read_fault\x18\x02 \x01(\x04R\treadFault\x12\x1c\n" +
-	"\trecursion\x18\x03 \x01(\x04R\trecursion\"c\n" +
+	"\trecursion\x18\x03 \x01(\x04R\trecursion\"\x7f\n" +
 	"\aSummary\x12\x16\n" +
 	"\x06events\x18\x01 \x01(\x04R\x06events\x12(\n" +
 	"\x04lost\x18\x02 \x01(\v2\x14.frail.v1.LossCountsR\x04lost\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x0f\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bunjudged\x18\x04 \x01(\x04R\bunjudged\"\x0f\n" +
 	"\rDoctorRequest\"9\n" +
 	"\x0eDoctorResponse\x12'\n" +
 	"\x06checks\x18\x01 \x03(\v2\x0f.frail.v1.CheckR\x06checks\"q\n" +

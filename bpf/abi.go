@@ -33,6 +33,12 @@ type Status = traceFrailStatus
 // trace.h. The zero value lets nothing pass.
 type Filter = traceFrailFilter
 
+// ExePrefix is what the paths of executables begin with that a filter is by.
+type ExePrefix = traceFrailExePrefix
+
+// GroupPrefix is what the names of control groups begin with, likewise.
+type GroupPrefix = traceFrailGroupPrefix
+
 // Gap counts events that were lost, by cause.
 type Gap = traceFrailGap
 
@@ -149,7 +155,7 @@ const (
 	Tables   = int(traceFrailTableFRAIL_TABLES)
 )
 
-// Values of [Filter].CommMatch and of [Filter].SyscallMatch.
+// Values of [Filter].SyscallMatch and the other members of such names.
 const (
 	MatchAll    = uint32(traceFrailMatchFRAIL_MATCH_ALL)
 	MatchOnly   = uint32(traceFrailMatchFRAIL_MATCH_ONLY)
@@ -161,6 +167,18 @@ const CommLen = len(Event{}.Comm)
 
 // MaxComms is how many thread names one filter can hold.
 const MaxComms = len(Filter{}.Comms)
+
+// MaxUIDs is how many user ids one filter can hold.
+const MaxUIDs = len(Filter{}.Uids)
+
+// MaxReturns is how many ranges of return values one filter can hold.
+const MaxReturns = len(Filter{}.Returns)
+
+// Errors is how many error numbers there are, with 0 for none.
+const Errors = len(Filter{}.Errors) * 64
+
+// PIDs is above all ids that processes and threads have.
+const PIDs = 1 << 22
 
 // Syscalls is how many numbers of one table a filter can name.
 const Syscalls = len(Filter{}.Syscalls[0]) * 64

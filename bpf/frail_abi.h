@@ -182,6 +182,11 @@ struct frail_event_args {
 	__u32 flags;
 	__s64 nr;
 	__u64 comm[2];
+	__s64 ret;
+	__u64 task;
+	__u64 who;
+	__s32 pid;
+	__s32 tgid;
 };
 
 /* Exits of an armed VM. */

@@ -7,26 +7,9 @@
  * Each tracer loads its own copy of these programs with its own maps, so a
  * slow reader loses its own events and no one else's.
  */
-#include <stdbool.h>
-#include <linux/types.h>
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-
-#include "comm.h"
-#include "trace.h"
+#include "filter.h"
 
 char __license[] SEC("license") = "GPL";
-
-/* Set before loading: the verifier drops the tests a tracer does not ask for. */
-const volatile struct frail_filter filter = {};
-
-/* The VMs that pass: each one's id at that id modulo FRAIL_VM_SLOTS. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FRAIL_VM_SLOTS);
-	__type(key, __u32);
-	__type(value, __u32);
-} vms SEC(".maps");
 
 /* struct frail_event, frail_gap_event and frail_process; the tracer sets the size. */
 struct {
@@ -54,6 +37,20 @@ struct {
 	__type(value, struct frail_gap);
 } pending SEC(".maps");
 
+/*
+ * The call that a thread is in, if calls are judged by what they return: a task's last entry,
+ * until its return came. Of kind 0 if that was so. The room it needs: memory is taken if a
+ * filter needs the map. The module remembers 4,096 calls a VM.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct task_key);
+	__type(value, struct frail_event);
+} held SEC(".maps");
+
+static const struct frail_event no_event = {};
+
 /* Nothing reads these: they put the types into BTF, where bpf2go finds them. */
 const struct frail_arm *abi_arm __attribute__((unused));
 const struct frail_layout *abi_layout __attribute__((unused));
@@ -74,6 +71,8 @@ const struct frail_event_args *abi_event_args __attribute__((unused));
 const enum frail_process_flags *abi_process_flags __attribute__((unused));
 const struct frail_process *abi_process __attribute__((unused));
 const struct frail_gap_event *abi_gap_event __attribute__((unused));
+const struct frail_exe_prefix *abi_exe_prefix __attribute__((unused));
+const struct frail_group_prefix *abi_group_prefix __attribute__((unused));
 
 static __always_inline struct frail_gap *pending_losses(void)
 {
@@ -98,14 +97,14 @@ static __always_inline void lose(__u32 cause)
  * Fills in a record of the ring, of size bytes from the event on; on failure the caller
  * gives it up.
  */
-static __always_inline bool fill(struct frail_event *dst, __u32 size,
-				 const struct frail_event_args *args)
+static __always_inline bool fill(struct frail_event *dst, __u32 size, const void *event,
+				 __u64 time)
 {
-	if (bpf_probe_read_kernel(dst, size, (const void *)args->event)) {
+	if (bpf_probe_read_kernel(dst, size, event)) {
 		lose(FRAIL_LOSS_READ_FAULT);
 		return false;
 	}
-	dst->time = bpf_ktime_get_boot_ns();
+	dst->time = time;
 	return true;
 }
 
@@ -113,7 +112,7 @@ static __always_inline bool fill(struct frail_event *dst, __u32 size,
  * After a loss the next event enters the ring in one piece with the count of
  * what is missing before it, on whichever CPU it comes, or is lost too.
  */
-static __always_inline void deliver(const struct frail_event_args *args)
+static __always_inline void deliver(const void *event, __u64 time)
 {
 	struct frail_gap *todo = pending_losses();
 	struct frail_gap_event *after_gap;
@@ -126,7 +125,7 @@ static __always_inline void deliver(const struct frail_event_args *args)
 			lose(FRAIL_LOSS_RING_FULL);
 			return;
 		}
-		if (!fill(&after_gap->event, sizeof(after_gap->event), args)) {
+		if (!fill(&after_gap->event, sizeof(after_gap->event), event, time)) {
 			bpf_ringbuf_discard(after_gap, 0);
 			return;
 		}
@@ -143,110 +142,129 @@ static __always_inline void deliver(const struct frail_event_args *args)
 		lose(FRAIL_LOSS_RING_FULL);
 		return;
 	}
-	if (!fill(dst, sizeof(*dst), args)) {
+	if (!fill(dst, sizeof(*dst), event, time)) {
 		bpf_ringbuf_discard(dst, 0);
 		return;
 	}
 	bpf_ringbuf_submit(dst, 0);
 }
 
-static __always_inline bool syscall_passes(const struct frail_event_args *ev)
+/* Whether the event that is held is the call that returns. */
+static __always_inline bool is_return_of(const struct frail_event_args *ev,
+					 const struct frail_event *call)
 {
-	__u32 table, match, nr;
-	bool member = false;
+	struct frail_event_args entry = { .kind = call->kind, .insn = call->insn, .nr = call->nr };
+	__u32 nr, call_nr;
 
-	if (filter.syscall_match[FRAIL_TABLE_64] == FRAIL_MATCH_ALL &&
-	    filter.syscall_match[FRAIL_TABLE_32] == FRAIL_MATCH_ALL &&
-	    filter.syscall_match[FRAIL_TABLE_X32] == FRAIL_MATCH_ALL)
-		return true;
+	return call->kind == FRAIL_EVENT_ENTER && nr_known(ev) &&
+	       table_of(ev, &nr) == table_of(&entry, &call_nr) && nr == call_nr;
+}
 
-	/* Not even an excluded set can vouch for a call nobody knows. */
-	if (ev->kind == FRAIL_EVENT_EXIT && !(ev->flags & FRAIL_EVENT_NR))
-		return false;
+/* Keeps a call until it returns. The one before did not, as far as is known. */
+static __always_inline void hold(const struct frail_event_args *ev)
+{
+	struct task_key key = { .task = ev->task, .vm = ev->vm };
+	struct frail_event *call = bpf_map_lookup_elem(&held, &key);
 
-	/* Linux looks at EAX alone: high bits must not hide a call. */
-	nr = (__u32)ev->nr;
-	if (ev->insn != FRAIL_INSN_SYSCALL64 && ev->insn != FRAIL_INSN_SYSRET64) {
-		table = FRAIL_TABLE_32;
-	} else if ((__s32)nr >= 0 && nr & FRAIL_X32_BIT) {
-		table = FRAIL_TABLE_X32;
-		nr &= ~FRAIL_X32_BIT;
-	} else {
-		table = FRAIL_TABLE_64;
+	if (!call) {
+		bpf_map_update_elem(&held, &key, &no_event, BPF_NOEXIST);
+		call = bpf_map_lookup_elem(&held, &key);
+	} else if (call->kind && admits(UNKNOWN)) {
+		deliver(call, call->time);
 	}
-
-	match = filter.syscall_match[table];
-	if (match == FRAIL_MATCH_ALL)
-		return true;
-	if (nr < FRAIL_SYSCALLS)
-		member = filter.syscalls[table][nr / 64] >> (nr % 64) & 1;
-	return match == FRAIL_MATCH_ONLY ? member : !member;
+	if (!call) {
+		if (admits(UNKNOWN))
+			deliver((const void *)ev->event, bpf_ktime_get_boot_ns());
+		return;
+	}
+	if (!fill(call, sizeof(*call), (const void *)ev->event, bpf_ktime_get_boot_ns()))
+		call->kind = 0;
 }
 
-static __always_inline bool comm_passes(const struct frail_event_args *ev)
+/* A call and its return, if both are known, are shown or not as one, by who made the call. */
+static __always_inline void record_return(const struct frail_event_args *ev)
 {
-	__u64 low, high;
-	bool member = false;
-	__u32 i;
+	struct task_key key = { .task = ev->task, .vm = ev->vm };
+	struct frail_event *call = NULL;
+	enum verdict v = by_syscall(ev);
 
-	if (filter.comm_match == FRAIL_MATCH_ALL)
-		return true;
-	if (!(ev->flags & FRAIL_EVENT_IDENTITY))
-		return false;
-
-	low = ev->comm[0];
-	high = ev->comm[1];
-	pad_comm(&low, &high);
-	for (i = 0; i < FRAIL_MAX_COMMS && i < filter.comm_count && !member; i++)
-		member = low == filter.comms[i][0] && high == filter.comms[i][1];
-	return filter.comm_match == FRAIL_MATCH_ONLY ? member : !member;
+	if (v == FAIL)
+		return;
+	v = worse(v, returned(ev));
+	if (ev->flags & FRAIL_EVENT_IDENTITY)
+		call = bpf_map_lookup_elem(&held, &key);
+	if (call && is_return_of(ev, call)) {
+		if (admits(v))
+			deliver(call, call->time);
+		call->kind = 0;
+	} else if (v != FAIL) {
+		v = worse(v, by_who(ev));
+	}
+	if (admits(v))
+		deliver((const void *)ev->event, bpf_ktime_get_boot_ns());
 }
 
-static __always_inline bool vm_passes(const struct frail_event_args *ev)
+static __always_inline bool concerns(const struct frail_event_args *ev)
 {
-	__u32 slot = ev->vm % FRAIL_VM_SLOTS, *vm;
-
-	vm = bpf_map_lookup_elem(&vms, &slot);
-	/* Zero is no VM's. */
-	return vm && *vm && *vm == ev->vm;
+	return ev->kind <= 31 && filter.kinds >> ev->kind & 1 && vm_passes(ev);
 }
 
-static __always_inline bool passes(const struct frail_event_args *ev)
+static __always_inline enum verdict judge(const struct frail_event_args *ev)
 {
-	if (ev->kind > 31 || !(filter.kinds >> ev->kind & 1) || !vm_passes(ev))
-		return false;
-	/* What is not seen concerns every filter. */
-	if (ev->kind == FRAIL_EVENT_COVERAGE)
-		return true;
-	return syscall_passes(ev) && comm_passes(ev);
-}
+	enum verdict v = by_syscall(ev);
 
-static __always_inline int record(const struct frail_event_args *args)
-{
-	if (passes(args))
-		deliver(args);
-	return 0;
+	return v == FAIL ? v : worse(v, by_who(ev));
 }
 
 SEC("raw_tp/guest_sys_enter")
 int guest_sys_enter(struct frail_event_args *args)
 {
-	return record(args);
+	enum verdict v;
+
+	if (!concerns(args))
+		return 0;
+	v = judge(args);
+	if (by_return() && v != FAIL) {
+		/* Of a thread that is not known it cannot be told what returns. */
+		if (args->flags & FRAIL_EVENT_IDENTITY) {
+			if (admits(v))
+				hold(args);
+			return 0;
+		}
+		v = UNKNOWN;
+	}
+	if (admits(v))
+		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+	return 0;
 }
 
 SEC("raw_tp/guest_sys_exit")
 int guest_sys_exit(struct frail_event_args *args)
 {
-	return record(args);
+	if (filter.follow && vm_passes(args))
+		follow_child(args);
+	if (!concerns(args))
+		return 0;
+	if (by_return())
+		record_return(args);
+	else if (admits(judge(args)))
+		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+	return 0;
 }
 
+/* What is not seen concerns every filter. */
 SEC("raw_tp/guest_coverage")
 int guest_coverage(struct frail_event_args *args)
 {
-	return record(args);
+	if (concerns(args))
+		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+	return 0;
 }
 
-/* Whose events will pass is not known yet: a thread's name may change. */
+/*
+ * Whose events will pass is not always known yet: a thread's name may change. Who can make
+ * none that pass is not told of.
+ */
 SEC("raw_tp/guest_process")
 int guest_process(struct frail_event_args *args)
 {
@@ -254,12 +272,20 @@ int guest_process(struct frail_event_args *args)
 
 	if (!vm_passes(args))
 		return 0;
+	if (by_description()) {
+		if (describe(args) == FAIL)
+			return 0;
+	} else if (by_ids(args) == FAIL) {
+		return 0;
+	}
+	if (!filter.tell)
+		return 0;
 	dst = bpf_ringbuf_reserve(&ring, sizeof(*dst), 0);
 	if (!dst) {
 		lose(FRAIL_LOSS_RING_FULL);
 		return 0;
 	}
-	if (!fill(&dst->head, sizeof(*dst), args)) {
+	if (!fill(&dst->head, sizeof(*dst), (const void *)args->event, bpf_ktime_get_boot_ns())) {
 		bpf_ringbuf_discard(dst, 0);
 		return 0;
 	}

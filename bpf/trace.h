@@ -18,8 +18,19 @@
 /* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
 #define FRAIL_X32_BIT 0x40000000
 
-/* Thread names one filter can hold. */
+/* Thread names, user ids and ranges of return values one filter can hold. */
 #define FRAIL_MAX_COMMS 64
+#define FRAIL_MAX_UIDS 64
+#define FRAIL_MAX_RETURNS 16
+
+/* Linux's PID_MAX_LIMIT: all ids of processes and threads are below. */
+#define FRAIL_PIDS (1 << 22)
+
+/* Linux's MAX_ERRNO and one more: error numbers, 0 for none. */
+#define FRAIL_ERRORS 4096
+
+/* What is looked at of a control group's name. */
+#define FRAIL_GROUP_LEN 128
 
 /* The system call tables of an x86-64 Linux guest. */
 enum frail_table {
@@ -37,21 +48,81 @@ enum frail_match {
 };
 
 /**
+ * struct frail_range - return values
+ * @first: the lowest one
+ * @last: the highest one
+ */
+struct frail_range {
+	__s64 first;
+	__s64 last;
+};
+
+/**
  * struct frail_filter - what a tracer wants to see, fixed when it is loaded
  * @kinds: bit 1 << enum frail_event_kind for each kind that passes
- * @comm_match: enum frail_match for @comms
  * @syscall_match: enum frail_match for each table's set
+ * @comm_match: enum frail_match for @comms, as all that follow for what they are called after
  * @comm_count: thread names of @comms
+ * @process_match: for the map of processes
+ * @thread_match: for the map of threads
+ * @uid_match: for @uids
+ * @uid_count: user ids of @uids
+ * @exe_match: for the map of executables
+ * @container_match: for the map of containers
+ * @return_match: for @returns
+ * @return_count: ranges of @returns
+ * @by_error: whether @errors decides
+ * @follow: what descends from a process that passes does too
+ * @unknown: events pass of which what a filter looks at is not known
+ * @tell: descriptions of threads go into the ring buffer
  * @comms: thread names, NUL-padded, as the words of a struct frail_event_args
  * @syscalls: the sets: bit nr % 64 of word nr / 64, without FRAIL_X32_BIT
+ * @errors: which errors of calls pass, likewise; bit 0 for calls without
+ * @returns: return values
+ * @uids: real user ids
  */
 struct frail_filter {
 	__u32 kinds;
-	__u32 comm_match;
 	__u32 syscall_match[FRAIL_TABLES];
+	__u32 comm_match;
 	__u32 comm_count;
+	__u32 process_match;
+	__u32 thread_match;
+	__u32 uid_match;
+	__u32 uid_count;
+	__u32 exe_match;
+	__u32 container_match;
+	__u32 return_match;
+	__u32 return_count;
+	__u32 by_error;
+	__u32 follow;
+	__u32 unknown;
+	__u32 tell;
 	__u64 comms[FRAIL_MAX_COMMS][2];
 	__u64 syscalls[FRAIL_TABLES][FRAIL_SYSCALLS / 64];
+	__u64 errors[FRAIL_ERRORS / 64];
+	struct frail_range returns[FRAIL_MAX_RETURNS];
+	__u32 uids[FRAIL_MAX_UIDS];
+};
+
+/**
+ * struct frail_exe_prefix - what an executable's path begins with
+ * @bits: how much of @path, in bits
+ * @path: with its NUL it is the whole path
+ */
+struct frail_exe_prefix {
+	__u32 bits;
+	__u8 path[FRAIL_PATH_LEN];
+};
+
+/**
+ * struct frail_group_prefix - what the path of a control group goes on with after a slash
+ * @bits: how much of @name, in bits
+ * @name: may have slashes, and a NUL at the path's end
+ */
+struct frail_group_prefix {
+	__u32 bits;
+	__u8 name[FRAIL_GROUP_LEN];
 };
 
 /**

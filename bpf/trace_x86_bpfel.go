@@ -64,6 +64,11 @@ type traceFrailEventArgs struct {
 	Flags uint32
 	Nr    int64
 	Comm  [2]uint64
+	Ret   int64
+	Task  uint64
+	Who   uint64
+	Pid   int32
+	Tgid  int32
 }
 
 type traceFrailEventFlags uint32
@@ -84,6 +89,12 @@ const (
 	traceFrailEventKindFRAIL_EVENT_PROCESS  traceFrailEventKind = 4
 )
 
+type traceFrailExePrefix struct {
+	_    structs.HostLayout
+	Bits uint32
+	Path [256]uint8
+}
+
 type traceFrailExits uint32
 
 const (
@@ -92,13 +103,32 @@ const (
 )
 
 type traceFrailFilter struct {
-	_            structs.HostLayout
-	Kinds        uint32
-	CommMatch    uint32
-	SyscallMatch [3]uint32
-	CommCount    uint32
-	Comms        [64][2]uint64
-	Syscalls     [3][16]uint64
+	_              structs.HostLayout
+	Kinds          uint32
+	SyscallMatch   [3]uint32
+	CommMatch      uint32
+	CommCount      uint32
+	ProcessMatch   uint32
+	ThreadMatch    uint32
+	UidMatch       uint32
+	UidCount       uint32
+	ExeMatch       uint32
+	ContainerMatch uint32
+	ReturnMatch    uint32
+	ReturnCount    uint32
+	ByError        uint32
+	Follow         uint32
+	Unknown        uint32
+	Tell           uint32
+	Comms          [64][2]uint64
+	Syscalls       [3][16]uint64
+	Errors         [64]uint64
+	Returns        [16]struct {
+		_     structs.HostLayout
+		First int64
+		Last  int64
+	}
+	Uids [64]uint32
 }
 
 type traceFrailGap struct {
@@ -110,6 +140,12 @@ type traceFrailGapEvent struct {
 	_     structs.HostLayout
 	Gap   traceFrailGap
 	Event traceFrailEvent
+}
+
+type traceFrailGroupPrefix struct {
+	_    structs.HostLayout
+	Bits uint32
+	Name [128]uint8
 }
 
 type traceFrailInsn uint32
@@ -270,9 +306,18 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	traceMapContainers      = "containers"
+	traceMapDescriptions    = "descriptions"
+	traceMapExecutables     = "executables"
+	traceMapFamily          = "family"
+	traceMapHeld            = "held"
 	traceMapLosses          = "losses"
 	traceMapPending         = "pending"
+	traceMapProcesses       = "processes"
 	traceMapRing            = "ring"
+	traceMapTasks           = "tasks"
+	traceMapThreads         = "threads"
+	traceMapUnjudged        = "unjudged"
 	traceMapVms             = "vms"
 	traceProgGuestCoverage  = "guest_coverage"
 	traceProgGuestProcess   = "guest_process"
@@ -284,8 +329,10 @@ const (
 	traceVarAbiEventArgs    = "abi_event_args"
 	traceVarAbiEventFlags   = "abi_event_flags"
 	traceVarAbiEventKind    = "abi_event_kind"
+	traceVarAbiExePrefix    = "abi_exe_prefix"
 	traceVarAbiExits        = "abi_exits"
 	traceVarAbiGapEvent     = "abi_gap_event"
+	traceVarAbiGroupPrefix  = "abi_group_prefix"
 	traceVarAbiInsn         = "abi_insn"
 	traceVarAbiIoctl        = "abi_ioctl"
 	traceVarAbiLayout       = "abi_layout"
@@ -352,10 +399,19 @@ type traceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceMapSpecs struct {
-	Losses  *ebpf.MapSpec `ebpf:"losses"`
-	Pending *ebpf.MapSpec `ebpf:"pending"`
-	Ring    *ebpf.MapSpec `ebpf:"ring"`
-	Vms     *ebpf.MapSpec `ebpf:"vms"`
+	Containers   *ebpf.MapSpec `ebpf:"containers"`
+	Descriptions *ebpf.MapSpec `ebpf:"descriptions"`
+	Executables  *ebpf.MapSpec `ebpf:"executables"`
+	Family       *ebpf.MapSpec `ebpf:"family"`
+	Held         *ebpf.MapSpec `ebpf:"held"`
+	Losses       *ebpf.MapSpec `ebpf:"losses"`
+	Pending      *ebpf.MapSpec `ebpf:"pending"`
+	Processes    *ebpf.MapSpec `ebpf:"processes"`
+	Ring         *ebpf.MapSpec `ebpf:"ring"`
+	Tasks        *ebpf.MapSpec `ebpf:"tasks"`
+	Threads      *ebpf.MapSpec `ebpf:"threads"`
+	Unjudged     *ebpf.MapSpec `ebpf:"unjudged"`
+	Vms          *ebpf.MapSpec `ebpf:"vms"`
 }
 
 // traceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -368,8 +424,10 @@ type traceVariableSpecs struct {
 	AbiEventArgs    *ebpf.VariableSpec `ebpf:"abi_event_args"`
 	AbiEventFlags   *ebpf.VariableSpec `ebpf:"abi_event_flags"`
 	AbiEventKind    *ebpf.VariableSpec `ebpf:"abi_event_kind"`
+	AbiExePrefix    *ebpf.VariableSpec `ebpf:"abi_exe_prefix"`
 	AbiExits        *ebpf.VariableSpec `ebpf:"abi_exits"`
 	AbiGapEvent     *ebpf.VariableSpec `ebpf:"abi_gap_event"`
+	AbiGroupPrefix  *ebpf.VariableSpec `ebpf:"abi_group_prefix"`
 	AbiInsn         *ebpf.VariableSpec `ebpf:"abi_insn"`
 	AbiIoctl        *ebpf.VariableSpec `ebpf:"abi_ioctl"`
 	AbiLayout       *ebpf.VariableSpec `ebpf:"abi_layout"`
@@ -404,17 +462,35 @@ func (o *traceObjects) Close() error {
 //
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceMaps struct {
-	Losses  *ebpf.Map `ebpf:"losses"`
-	Pending *ebpf.Map `ebpf:"pending"`
-	Ring    *ebpf.Map `ebpf:"ring"`
-	Vms     *ebpf.Map `ebpf:"vms"`
+	Containers   *ebpf.Map `ebpf:"containers"`
+	Descriptions *ebpf.Map `ebpf:"descriptions"`
+	Executables  *ebpf.Map `ebpf:"executables"`
+	Family       *ebpf.Map `ebpf:"family"`
+	Held         *ebpf.Map `ebpf:"held"`
+	Losses       *ebpf.Map `ebpf:"losses"`
+	Pending      *ebpf.Map `ebpf:"pending"`
+	Processes    *ebpf.Map `ebpf:"processes"`
+	Ring         *ebpf.Map `ebpf:"ring"`
+	Tasks        *ebpf.Map `ebpf:"tasks"`
+	Threads      *ebpf.Map `ebpf:"threads"`
+	Unjudged     *ebpf.Map `ebpf:"unjudged"`
+	Vms          *ebpf.Map `ebpf:"vms"`
 }
 
 func (m *traceMaps) Close() error {
 	return _TraceClose(
+		m.Containers,
+		m.Descriptions,
+		m.Executables,
+		m.Family,
+		m.Held,
 		m.Losses,
 		m.Pending,
+		m.Processes,
 		m.Ring,
+		m.Tasks,
+		m.Threads,
+		m.Unjudged,
 		m.Vms,
 	)
 }
@@ -429,8 +505,10 @@ type traceVariables struct {
 	AbiEventArgs    *ebpf.Variable `ebpf:"abi_event_args"`
 	AbiEventFlags   *ebpf.Variable `ebpf:"abi_event_flags"`
 	AbiEventKind    *ebpf.Variable `ebpf:"abi_event_kind"`
+	AbiExePrefix    *ebpf.Variable `ebpf:"abi_exe_prefix"`
 	AbiExits        *ebpf.Variable `ebpf:"abi_exits"`
 	AbiGapEvent     *ebpf.Variable `ebpf:"abi_gap_event"`
+	AbiGroupPrefix  *ebpf.Variable `ebpf:"abi_group_prefix"`
 	AbiInsn         *ebpf.Variable `ebpf:"abi_insn"`
 	AbiIoctl        *ebpf.Variable `ebpf:"abi_ioctl"`
 	AbiLayout       *ebpf.Variable `ebpf:"abi_layout"`

@@ -15,12 +15,14 @@
 #ifndef frail_trace
 #define FRAIL_EVENT_PROTO							\
 	TP_PROTO(const struct frail_event *ev, u64 vm_vcpu, u64 kind_insn_flags,	\
-		 s64 nr, u64 comm_low, u64 comm_high)
+		 s64 nr, u64 comm_low, u64 comm_high, s64 ret, u64 task, u64 who,	\
+		 u64 pid_tgid)
 #define FRAIL_EVENT_ARGS							\
-	TP_ARGS(ev, vm_vcpu, kind_insn_flags, nr, comm_low, comm_high)
+	TP_ARGS(ev, vm_vcpu, kind_insn_flags, nr, comm_low, comm_high, ret, task,	\
+		who, pid_tgid)
 
 /*
- * Reports an event: the words from its vm to its nr are arguments as they are. Tracepoints
+ * Reports an event: words of it that filters look at are arguments as they are. Tracepoints
  * of newer kernels (7.2, not 6.12) can be preempted, and a BPF program that is does not run
  * for another vCPU on that CPU: its event would be lost.
  */
@@ -30,14 +32,18 @@ do {										\
 		preempt_disable_notrace();					\
 		trace_##name(ev, ((const u64 *)(ev))[1], ((const u64 *)(ev))[2],	\
 			     (ev)->nr, ((const u64 *)(ev)->comm)[0],		\
-			     ((const u64 *)(ev)->comm)[1]);			\
+			     ((const u64 *)(ev)->comm)[1], (ev)->ret,		\
+			     (ev)->task, (ev)->who,				\
+			     *(const u64 *)&(ev)->pid);				\
 		preempt_enable_notrace();					\
 	}									\
 } while (0)
 static_assert(offsetof(struct frail_event, vm) == sizeof(u64) &&
 	      offsetof(struct frail_event_args, vm) == sizeof(u64) &&
 	      offsetof(struct frail_event, flags) == offsetof(struct frail_event_args, flags) &&
-	      offsetof(struct frail_event, nr) == offsetof(struct frail_event_args, nr));
+	      offsetof(struct frail_event, nr) == offsetof(struct frail_event_args, nr) &&
+	      offsetof(struct frail_event, tgid) ==
+		      offsetof(struct frail_event, pid) + sizeof(s32));
 #endif
 
 /* A guest thread made a system call. */

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -81,6 +82,9 @@ type Summary struct {
 	Delivered uint64
 	// Lost is how many were not delivered, by cause.
 	Lost Losses
+	// Unjudged is of how many events it was not known whether they pass the filter: they
+	// did if it says so.
+	Unjudged uint64
 }
 
 const (
@@ -259,19 +263,31 @@ func (t *Tracer) Summary() (Summary, error) {
 func (t *Tracer) summary() (Summary, error) {
 	s := Summary{Delivered: t.delivered.Load()}
 	var total bpf.Gap
+	var err error
 	for cause := range total.Lost {
-		var perCPU []uint64
-		if err := t.objs.Losses.Lookup(uint32(cause), &perCPU); err != nil {
+		if total.Lost[cause], err = sum(t.objs.Losses, uint32(cause)); err != nil {
 			return s, fmt.Errorf("read loss counters: %w", err)
-		}
-		for _, n := range perCPU {
-			total.Lost[cause] += n
 		}
 	}
 	s.Lost = lossesOf(&total)
-	var err error
+	if s.Unjudged, err = sum(t.objs.Unjudged, 0); err != nil {
+		return s, fmt.Errorf("read counter of unjudged events: %w", err)
+	}
 	s.Lost.Recursion, err = t.objs.misses()
 	return s, err
+}
+
+// sum adds up a counter of all CPUs.
+func sum(counters *ebpf.Map, key uint32) (uint64, error) {
+	var perCPU []uint64
+	if err := counters.Lookup(key, &perCPU); err != nil {
+		return 0, err
+	}
+	total := uint64(0)
+	for _, n := range perCPU {
+		total += n
+	}
+	return total, nil
 }
 
 // ProgramStats are what the kernel measured of a BPF program.

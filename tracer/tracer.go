@@ -3,7 +3,6 @@
 package tracer
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -18,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
-	"frail/tracer/syscalls"
 )
 
 const (
@@ -27,8 +25,6 @@ const (
 	DefaultRingBytes = 4 << 20
 	// MaxRingBytes bounds the kernel memory of one tracer.
 	MaxRingBytes = 256 << 20
-	// MaxComms is how many thread names one filter can hold.
-	MaxComms = bpf.MaxComms
 )
 
 // ErrNoTracepoint is in the chain of [Tracer.Attach]'s error when the kernel has no
@@ -50,26 +46,12 @@ const (
 	allKinds = Enter | Exit | Coverage
 )
 
-// Filter says which events of the followed VMs pass. It is applied in the kernel. The
-// zero value lets all pass; an event must pass every part.
-type Filter struct {
-	// Kinds that pass. Zero: all.
-	Kinds Kinds
-	// Syscalls that pass. An exit whose system call is not known passes only when
-	// all do.
-	Syscalls syscalls.Filter
-	// Comms are the names of guest threads that pass; none: all. An event without
-	// identity has no name and passes only when all do. At most [MaxComms].
-	Comms []string
-	// ExceptComms turns Comms into the names that do not pass.
-	ExceptComms bool
-}
-
 // Options are what a Tracer is made with. The zero value follows no VM.
 type Options struct {
 	// VMs are the ids of the VMs to follow, as [frail/kmod/device.VM.ID] returns them.
 	VMs []uint32
-	// Filter is fixed for the life of the tracer.
+	// Filter is fixed for the life of the tracer. If [Filter.Describes], threads are known
+	// to it after [frail/kmod/device.VM.Describe] of each VM only.
 	Filter Filter
 	// Processes makes the tracer tell who threads are, if its sink is a [ProcessSink].
 	// What was told before it was attached is told again after
@@ -90,6 +72,12 @@ type objects struct {
 	Ring     *ebpf.Map     `ebpf:"ring"`
 	Losses   *ebpf.Map     `ebpf:"losses"`
 	Pending  *ebpf.Map     `ebpf:"pending"`
+	Unjudged *ebpf.Map     `ebpf:"unjudged"`
+
+	Processes   *ebpf.Map `ebpf:"processes"`
+	Threads     *ebpf.Map `ebpf:"threads"`
+	Executables *ebpf.Map `ebpf:"executables"`
+	Containers  *ebpf.Map `ebpf:"containers"`
 }
 
 // program is one of objects, with its name.
@@ -107,13 +95,14 @@ func (o *objects) programs() []program {
 
 func (o *objects) close() error {
 	return errors.Join(o.Enter.Close(), o.Exit.Close(), o.Coverage.Close(), o.Process.Close(), o.VMs.Close(),
-		o.Ring.Close(), o.Losses.Close(), o.Pending.Close())
+		o.Ring.Close(), o.Losses.Close(), o.Pending.Close(), o.Unjudged.Close(), o.Processes.Close(), o.Threads.Close(),
+		o.Executables.Close(), o.Containers.Close())
 }
 
 // Tracer follows VMs. All methods are safe for concurrent use.
 type Tracer struct {
 	reader    *ringbuf.Reader
-	processes bool
+	describes bool
 	delivered atomic.Uint64
 
 	mu       sync.Mutex
@@ -142,15 +131,20 @@ func New(opts Options) (*Tracer, error) {
 		return nil, err
 	}
 	spec.Maps["ring"].MaxEntries = uint32(ring)
+	if err := opts.Filter.Validate(); err != nil {
+		return nil, err
+	}
 	filter, err := opts.Filter.compile()
 	if err != nil {
 		return nil, err
 	}
+	filter.Tell = word(opts.Processes)
 	if err := spec.Variables["filter"].Set(&filter); err != nil {
 		return nil, fmt.Errorf("set filter: %w", err)
 	}
+	opts.Filter.resize(spec)
 
-	t := &Tracer{processes: opts.Processes}
+	t := &Tracer{describes: opts.Processes || opts.Filter.Describes()}
 	if err := spec.LoadAndAssign(&t.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("load BPF programs: permission denied: CAP_BPF and CAP_PERFMON are needed: %w", err)
@@ -166,6 +160,9 @@ func New(opts Options) (*Tracer, error) {
 
 // prepare fills the maps and maps the memory.
 func (t *Tracer) prepare(opts Options) error {
+	if err := opts.Filter.fill(&t.objs); err != nil {
+		return err
+	}
 	for _, vm := range opts.VMs {
 		if err := t.AddVM(vm); err != nil {
 			return err
@@ -196,64 +193,6 @@ func ringBytes(n int) (int, error) {
 	}
 	n = max(n, os.Getpagesize())
 	return 1 << bits.Len(uint(n-1)), nil
-}
-
-// compile checks f and turns it into what the programs read.
-func (f *Filter) compile() (bpf.Filter, error) {
-	out := bpf.Filter{
-		Kinds:        uint32(f.Kinds),
-		SyscallMatch: f.Syscalls.Match,
-		Syscalls:     f.Syscalls.Numbers,
-	}
-	if f.Kinds == 0 {
-		out.Kinds = uint32(allKinds)
-	}
-	if f.Kinds&^allKinds != 0 {
-		return out, fmt.Errorf("unknown event kinds %#x", uint32(f.Kinds))
-	}
-	for _, m := range f.Syscalls.Match {
-		if m > bpf.MatchExcept {
-			return out, fmt.Errorf("unknown system call match %d", m)
-		}
-	}
-	if len(f.Comms) > MaxComms {
-		return out, fmt.Errorf("%d thread names to filter by: at most %d", len(f.Comms), MaxComms)
-	}
-	out.CommCount = uint32(len(f.Comms))
-	for i, comm := range f.Comms {
-		if err := checkComm(comm); err != nil {
-			return out, err
-		}
-		var name [bpf.CommLen]byte
-		copy(name[:], comm)
-		for word := range out.Comms[i] {
-			out.Comms[i][word] = binary.NativeEndian.Uint64(name[8*word:])
-		}
-	}
-	switch {
-	case len(f.Comms) > 0 && f.ExceptComms:
-		out.CommMatch = bpf.MatchExcept
-	case len(f.Comms) > 0:
-		out.CommMatch = bpf.MatchOnly
-	}
-	return out, nil
-}
-
-// checkComm returns an error if no thread can have that name.
-func checkComm(comm string) error {
-	switch {
-	case comm == "":
-		return errors.New("empty thread name to filter by")
-	case len(comm) >= bpf.CommLen:
-		return fmt.Errorf("thread name %q: Linux keeps the first %d bytes of a name: filter by %q",
-			comm, bpf.CommLen-1, comm[:bpf.CommLen-1])
-	}
-	for i := range len(comm) {
-		if comm[i] == 0 {
-			return fmt.Errorf("thread name %q has a NUL byte", comm)
-		}
-	}
-	return nil
 }
 
 // AddVM makes the tracer follow another VM, and no more one that was disarmed and had the
@@ -311,7 +250,7 @@ func (t *Tracer) attach(enter, exit, coverage, process string) error {
 		{Name: enter, Program: t.objs.Enter},
 		{Name: coverage, Program: t.objs.Coverage},
 	}
-	if t.processes {
+	if t.describes {
 		programs = slices.Insert(programs, 0, link.RawTracepointOptions{Name: process, Program: t.objs.Process})
 	}
 	for _, at := range programs {

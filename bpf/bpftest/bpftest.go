@@ -102,6 +102,11 @@ func (e *Events) Args(i int) bpf.EventArgs {
 		Flags: ev.Flags,
 		Nr:    ev.Nr,
 		Comm:  *(*[2]uint64)(unsafe.Pointer(&ev.Comm)),
+		Ret:   ev.Ret,
+		Task:  ev.Task,
+		Who:   ev.Who,
+		Pid:   ev.Pid,
+		Tgid:  ev.Tgid,
 	}
 }
 

@@ -26,7 +26,8 @@ func newCaptureCmd(opts *options) *cobra.Command {
 		Use:   "capture DOMAIN -o FILE",
 		Short: "Write a domain's system calls to a file",
 		Long: `Write a domain's system calls to a file, until Ctrl-C or until the domain stops. A file
-that was cut off by a crash lacks the last second.
+that was cut off by a crash lacks the last second. With filters of system calls or of what
+they return it does not replay as it ran.
 
 "frail replay FILE" analyses it.`,
 		Example: `  frail capture guest1 -o guest1.cap
@@ -47,10 +48,9 @@ that was cut off by a crash lacks the last second.
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&out, "output", "o", "", "the `FILE`")
-	flags.StringVar(&t.syscalls, "filter-syscall", "", "capture only these system calls, as in frail trace: such a `LIST` does not replay as it ran")
-	flags.StringVar(&t.comm, "filter-comm", "", "capture only threads of this `NAME`")
-	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
-	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	t.addFilters(flags, "capture")
+	flags.Uint64Var(&t.start.Limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.start.Wait, "wait", false, "wait for the domain to be traced, if it is not")
 	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are captured")
 	if err := cmd.MarkFlagRequired("output"); err != nil {
 		panic(err) // the flag is defined above

@@ -87,6 +87,8 @@ func TestExitStatuses(t *testing.T) {
 		{exit.Usage, []string{"enable", "guest1", "--exits", "none"}},
 		{exit.Usage, []string{"trace", "--qmp", missing, "--exits", "none"}},
 		{exit.Usage, []string{"trace", "--qmp", missing, "--filter-syscall", "opnat"}},
+		{exit.Usage, []string{"trace", "--qmp", missing, "--filter-error", "ENOETN"}},
+		{exit.Usage, []string{"trace", "--qmp", missing, "--follow"}},
 		{exit.Usage, []string{"dmesg", "guest1", "--level", "loud"}},
 		{exit.Usage, []string{"top", "--interval", "1ms"}},
 		{exit.Usage, []string{"replay"}},
@@ -146,6 +148,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"trace", "--exits=e"}, "both entry :4"}, // the shell chooses
 		{[]string{"dmesg", "x", "--level", "err,w"}, "err,warn :6"},
 		{[]string{"trace", "x", "--filter-syscall", "!futex,openat"}, "!futex,openat !futex,openat2 :6"},
+		{[]string{"count", "x", "--filter-syscall", "%f"}, "%file :6"},
+		{[]string{"trace", "x", "--filter-error", "!ENOENT,EAG"}, "!ENOENT,EAGAIN :6"},
+		{[]string{"trace", "x", "--filter-exe", ""}, ":4"},
 		{[]string{"trace", "x", "--limit", ""}, ":4"},
 		{[]string{"trace", "--qmp", ""}, ":0"},
 		{[]string{"capture", "x", "-o", ""}, ":0"},

@@ -15,6 +15,7 @@ import (
 
 	"frail/api"
 	"frail/bpf"
+	"frail/cmd/internal/guest"
 	"frail/hooks"
 	"frail/tracer/syscalls"
 )
@@ -61,6 +62,7 @@ func completeFlags(root *cobra.Command) {
 		"exits":          cobra.FixedCompletions([]cobra.Completion{hooks.ExitsBoth.String(), hooks.ExitsEntry.String()}, cobra.ShellCompDirectiveNoFileComp),
 		"level":          completeList(levelNames),
 		"filter-syscall": completeList(syscallNames()),
+		"filter-error":   completeList(slices.Collect(guest.ErrorNames())),
 	}
 	walk(root, func(cmd *cobra.Command) {
 		add := func(flag *pflag.Flag) {
@@ -110,6 +112,9 @@ func syscallNames() []string {
 				names = append(names, name)
 			}
 		}
+	}
+	for _, class := range syscalls.Classes() {
+		names = append(names, "%"+class)
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

@@ -49,10 +49,9 @@ return value is not known has no error.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&t.syscalls, "filter-syscall", "", "count only these system calls, as in frail trace: a `LIST`")
-	flags.StringVar(&t.comm, "filter-comm", "", "count only threads of this `NAME`")
-	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
-	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	t.addFilters(flags, "count")
+	flags.Uint64Var(&t.start.Limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.start.Wait, "wait", false, "wait for the domain to be traced, if it is not")
 	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are counted")
 	return cmd
 }

@@ -33,12 +33,10 @@ type traceOptions struct {
 	perfetto  string
 	color     string
 	who       bool
-	syscalls  string
-	comm      string
 	timestamp bool
-	limit     uint64
-	wait      bool
 	readyFile string
+	// start is the request, but for domain and identities.
+	start api.TraceStart
 }
 
 func newTraceCmd(opts *options) *cobra.Command {
@@ -56,12 +54,18 @@ and buffers are addresses. A return value of "?" is not known. A line between da
 when calls by some instruction begin to be unseen, because the guest uses its debug
 registers, and when all are seen again.
 
+Filters are applied in the host's kernel, and what is shown passes all of them. A call that is
+chosen by what it returns is shown when it has returned. What a filter cannot judge, because who
+made a call or what it returned is not known, is left out and counted in the summary.
+
 With --qmp frail traces the guest of a QEMU without libvirt and fraild, and disarms it at
 its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 		Example: `  frail trace guest1
   frail trace guest1 --filter-syscall openat,execve
   frail trace guest1 --filter-syscall '!futex' --filter-comm nginx --timestamp
   frail trace guest1 --filter-syscall %file,%process
+  frail trace guest1 --filter-exe /usr/sbin/nginx --failed
+  frail trace guest1 --filter-pid 312 --follow --filter-error EACCES,EPERM
   frail trace guest1 --json --limit 1000
   frail trace guest1 --perfetto guest1.pftrace
   frail trace --qmp /run/vm.qmp`,
@@ -73,7 +77,7 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 				return errors.New("--decode is for --json: text is decoded without it")
 			}
 			switch {
-			case g.qmp != "" && t.wait:
+			case g.qmp != "" && t.start.Wait:
 				return exit.Usagef("--wait is for domains")
 			case g.qmp != "":
 				return t.traceQMP(cmd.Context(), &g, exits, cmd.OutOrStdout(), opts.noteTo(cmd.ErrOrStderr()))
@@ -94,12 +98,11 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 	flags.StringVar(&t.perfetto, "perfetto", "", "write the trace into `FILE` for ui.perfetto.dev, and show only the summary")
 	flags.StringVar(&t.color, "color", colorAuto, "colour the text, by `WHEN`: auto, if it goes to a terminal and NO_COLOR is not set, always or never")
 	cmd.MarkFlagsMutuallyExclusive("json", "raw", "perfetto")
-	flags.StringVar(&t.syscalls, "filter-syscall", "", "show only these system calls: names, numbers and strace's classes, such as %file, separated by commas; all but these after a `LIST`'s leading !")
-	flags.StringVar(&t.comm, "filter-comm", "", "show only threads of this `NAME`")
+	t.addFilters(flags, "show")
 	flags.BoolVar(&t.who, "who", false, "say who a thread is before its first event, and when that has changed; --json always does")
 	flags.BoolVar(&t.timestamp, "timestamp", false, "show the time of day of each event")
-	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")
-	flags.BoolVar(&t.wait, "wait", false, "wait for the domain to be traced, if it is not")
+	flags.Uint64Var(&t.start.Limit, "limit", 0, "end after `N` events; 0: no limit")
+	flags.BoolVar(&t.start.Wait, "wait", false, "wait for the domain to be traced, if it is not")
 	flags.StringVar(&t.readyFile, "ready-file", "", "create `FILE` when all events from then on are shown")
 	return cmd
 }
@@ -135,15 +138,8 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&api.TraceRequest{Request: &api.TraceRequest_Start{Start: &api.TraceStart{
-		Domain:   domain,
-		Syscalls: t.syscalls,
-		Comm:     t.comm,
-		Wait:     t.wait,
-		Limit:    t.limit,
-
-		Identities: t.identities(),
-	}}}); err != nil && !errors.Is(err, io.EOF) { // Recv tells what EOF hides
+	t.start.Domain, t.start.Identities = domain, t.identities()
+	if err := stream.Send(&api.TraceRequest{Request: &api.TraceRequest_Start{Start: &t.start}}); err != nil && !errors.Is(err, io.EOF) { // Recv tells what EOF hides
 		return err
 	}
 	defer context.AfterFunc(ctx, func() {
@@ -196,7 +192,9 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 			}
 		case *api.TraceResponse_Summary:
 			sum := rec.Summary
-			if err := sink.Summary(tracer.Summary{Delivered: sum.GetEvents(), Lost: losses(sum.GetLost())}); err != nil {
+			if err := sink.Summary(tracer.Summary{
+				Delivered: sum.GetEvents(), Lost: losses(sum.GetLost()), Unjudged: sum.GetUnjudged(),
+			}); err != nil {
 				return err
 			}
 			return endOf(sum.GetReason(), domain, note)

@@ -77,16 +77,16 @@ func TestTraceOutputs(t *testing.T) {
 	pftrace := filepath.Join(t.TempDir(), "a.pftrace")
 	for _, tc := range []struct {
 		name string
-		t    traceOptions
+		t    *traceOptions
 		want string
 	}{
-		{"text", traceOptions{color: colorAuto}, who + "openat(AT_FDCWD, 0x1000, O_RDONLY|O_CLOEXEC)\n" +
+		{"text", &traceOptions{color: colorAuto}, who + "openat(AT_FDCWD, 0x1000, O_RDONLY|O_CLOEXEC)\n" +
 			who + "... openat = -1 ENOENT (No such file or directory)\n" + end},
-		{"raw", traceOptions{color: colorNever, raw: true}, who + "openat(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
+		{"raw", &traceOptions{color: colorNever, raw: true}, who + "openat(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
 			who + "... openat = -2 ENOENT (no such file or directory)\n" + end},
-		{"colour", traceOptions{color: colorAlways, raw: true}, who + "\x1b[36mopenat\x1b[0m(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
+		{"colour", &traceOptions{color: colorAlways, raw: true}, who + "\x1b[36mopenat\x1b[0m(0xffffffffffffff9c, 0x1000, 0x80000, 0x0)\n" +
 			who + "... \x1b[36mopenat\x1b[0m = \x1b[31m-2 ENOENT (no such file or directory)\x1b[0m\n" + end},
-		{"perfetto", traceOptions{color: colorAuto, perfetto: pftrace}, end},
+		{"perfetto", &traceOptions{color: colorAuto, perfetto: pftrace}, end},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out bytes.Buffer

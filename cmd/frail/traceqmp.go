@@ -35,7 +35,7 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	if err != nil {
 		return exit.Usagef("--exits: %w", err)
 	}
-	filter, err := guest.Filter(t.syscalls, t.comm)
+	filter, err := guest.Filter(&t.start)
 	if err != nil {
 		return exit.With(exit.Usage, err)
 	}
@@ -60,6 +60,12 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	defer tr.Close()
 	if err := tr.Attach(); err != nil {
 		return fmt.Errorf("cannot trace: %w", err)
+	}
+	if t.identities() || filter.Describes() {
+		// Others may have been told already.
+		if err := vm.Describe(); err != nil {
+			return fmt.Errorf("cannot trace: %w", err)
+		}
 	}
 	offset, err := format.WallOffset()
 	if err != nil {
@@ -98,7 +104,7 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 		defer close(followed)
 		q.follow(tracing, vm, st, note)
 	}()
-	err = tr.Run(tracing, &limitedSink{traceText: text, left: t.limit})
+	err = tr.Run(tracing, &limitedSink{traceText: text, left: t.start.Limit})
 	if err == nil {
 		err = context.Cause(tracing)
 	}

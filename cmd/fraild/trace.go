@@ -49,7 +49,7 @@ func (s *server) Trace(stream traceStream) error {
 	if err != nil {
 		return err
 	}
-	filter, err := guest.Filter(start.GetSyscalls(), start.GetComm())
+	filter, err := guest.Filter(start)
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -118,11 +118,21 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 	if err := t.Attach(); err != nil {
 		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)
 	}
+	add := func() error {
+		if err := t.AddVM(snap.vm.ID()); err != nil {
+			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		}
+		if opts.Processes || opts.Filter.Describes() {
+			// Others may have been told already. Disarmed: follow ends the trace.
+			_ = snap.vm.Describe()
+		}
+		return nil
+	}
 	var vm uint32
 	if snap.vm != nil {
 		vm = snap.vm.ID()
-		if err := t.AddVM(vm); err != nil {
-			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		if err := add(); err != nil {
+			return err
 		}
 	}
 	offset, err := format.WallOffset()
@@ -147,18 +157,14 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 			}
 		}
 		vm = snap.vm.ID()
-		if err := t.AddVM(vm); err != nil {
-			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		if err := add(); err != nil {
+			return err
 		}
 		if err := s.send(&api.TraceResponse{Record: &api.TraceResponse_Armed{Armed: &api.TraceArmed{Vm: vm}}}); err != nil {
 			return err
 		}
 	}
 
-	if s.start.GetIdentities() {
-		// Others may have been told already. Disarmed: follow ends the trace.
-		_ = snap.vm.Describe()
-	}
 	if st, err := snap.vm.Status(); err == nil { // else it is disarmed, and follow ends the trace
 		s.domain.observe(st)
 		if err := s.begin(st, offset); err != nil {
@@ -246,9 +252,10 @@ func (s *session) finish(t *tracer.Tracer, cause error) error {
 		return status.Errorf(codes.Internal, "summarize trace: %v", err)
 	}
 	return s.send(&api.TraceResponse{Record: &api.TraceResponse_Summary{Summary: &api.Summary{
-		Events: s.taken,
-		Lost:   lossCounts(sum.Lost),
-		Reason: string(reason),
+		Events:   s.taken,
+		Lost:     lossCounts(sum.Lost),
+		Reason:   string(reason),
+		Unjudged: sum.Unjudged,
 	}}})
 }
 

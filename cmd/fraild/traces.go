@@ -113,6 +113,7 @@ func addSummary(a, b tracer.Summary) tracer.Summary {
 	a.Lost.RingFull += b.Lost.RingFull
 	a.Lost.ReadFault += b.Lost.ReadFault
 	a.Lost.Recursion += b.Lost.Recursion
+	a.Unjudged += b.Unjudged
 	return a
 }
 

@@ -29,6 +29,7 @@ type record struct {
 	Deferred bool   `json:"deferred"`
 
 	Delivered uint64 `json:"delivered"`
+	Unjudged  uint64 `json:"unjudged"`
 	Lost      struct {
 		Total uint64 `json:"total"`
 	} `json:"lost"`

@@ -101,26 +101,64 @@ func TestFilters(t *testing.T) {
 	waitGuest(t, guest)
 	waitTraced(t, guest)
 
+	const container = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	program := strings.TrimSpace(runIn(t, guest, "readlink -f /bin/t-opens").Output)
+	if res := runIn(t, guest, "mkdir -p /cg && mount -t cgroup2 cgroup2 /cg && mkdir -p /cg/docker/"+container); res.Status != 0 {
+		t.Fatalf("make a control group: %s", res.Output)
+	}
+	const (
+		plain     = "t-opens"
+		contained = "sh -c 'echo $$ >/cg/docker/" + container + "/cgroup.procs; exec t-opens'"
+	)
+	all := strings.Fields("getpid openat read close openat openat getdents64 close write exit_group")
+
 	for _, tt := range []struct {
 		name string
+		run  string
 		args []string
 		want []string // the enters of t-opens
+		// alone is set if nobody else in the guest makes calls that pass.
+		alone bool
 	}{
-		{"system calls by name", []string{"--filter-syscall", "openat,close"},
-			[]string{"openat", "close", "openat", "openat", "close"}},
-		{"all but some", []string{"--filter-comm", "t-opens", "--filter-syscall", "!openat,close"},
-			[]string{"getpid", "read", "getdents64", "write", "exit_group"}},
-		{"a thread's name", []string{"--filter-comm", "t-opens", "--filter-syscall", "write"},
-			[]string{"write"}},
-		{"a name nobody has", []string{"--filter-comm", "t-nobody"}, nil},
+		{"system calls by name", plain, []string{"--filter-syscall", "openat,close"},
+			[]string{"openat", "close", "openat", "openat", "close"}, false},
+		{"all but some", plain, []string{"--filter-comm", "t-opens", "--filter-syscall", "!openat,close"},
+			[]string{"getpid", "read", "getdents64", "write", "exit_group"}, true},
+		{"a class", plain, []string{"--filter-comm", "t-opens", "--filter-syscall", "%file"},
+			[]string{"openat", "openat", "openat"}, true},
+		{"a thread's name", plain, []string{"--filter-comm", "t-nobody,t-opens", "--filter-syscall", "write"},
+			[]string{"write"}, true},
+		{"a name nobody has", plain, []string{"--filter-comm", "t-nobody"}, nil, true},
+
+		{"an executable", plain, []string{"--filter-exe", "/no/such," + program}, all, true},
+		{"all but an executable", plain, []string{"--filter-exe", "!" + program}, nil, false},
+		{"a user", plain, []string{"--filter-comm", "t-opens", "--filter-uid", "0"}, all, true},
+		{"all but a user", plain, []string{"--filter-uid", "!0"}, nil, true},
+		{"a container", contained, []string{"--filter-container", container[:12]}, all, true},
+		{"a container it is not in", plain, []string{"--filter-container", container}, nil, true},
+		{"all but a container", contained, []string{"--filter-container", "!" + container}, nil, false},
+		{"the first process", plain, []string{"--filter-pid", "1"}, nil, false},
+		{"the first process and all its children", plain, []string{"--filter-pid", "1", "--follow"}, all, false},
+
+		{"calls that fail", plain, []string{"--filter-exe", program, "--failed"}, []string{"openat"}, true},
+		{"an error", plain, []string{"--filter-comm", "t-opens", "--filter-error", "EACCES,ENOENT"}, []string{"openat"}, true},
+		{"all but an error", plain, []string{"--filter-comm", "t-opens", "--filter-error", "!ENOENT"},
+			strings.Fields("getpid openat read close openat getdents64 close write"), true},
+		{"what a call returns", plain, []string{"--filter-comm", "t-opens", "--filter-return", "8"}, []string{"read"}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr := startTrace(t, guest.Name, tt.args...)
-			res := runIn(t, guest, "t-opens")
+			res := runIn(t, guest, tt.run)
+			pid := int(values(res.Output)["pid"])
 			var got []string
 			for _, r := range tr.stop() {
-				if r.Type == recordEnter && r.Comm == "t-opens" && r.PID == int(values(res.Output)["pid"]) {
+				switch {
+				case r.Type == recordEnter && r.Comm == "t-opens" && r.PID == pid:
 					got = append(got, r.Syscall)
+				case r.Type == recordSummary:
+					t.Logf("%d events, %d not judged", r.Delivered, r.Unjudged)
+				case r.isEvent() && tt.alone && r.PID != pid:
+					t.Errorf("recorded %s", r)
 				}
 			}
 			if strings.Join(got, " ") != strings.Join(tt.want, " ") {
@@ -128,6 +166,22 @@ func TestFilters(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("a process that becomes another, and its threads and children", func(t *testing.T) {
+		tr := startTrace(t, guest.Name, "--filter-comm", "t-execs", "--follow")
+		res := runIn(t, guest, "t-forks; t-execs")
+		var got []string
+		for _, r := range tr.stop() {
+			if r.Type == recordEnter {
+				got = append(got, r.Comm+":"+r.Syscall)
+			}
+		}
+		want := "t-execs:getpid t-execs:execve t-execs:write t-execs:execve " +
+			"t-target:getpid t-target:gettid t-target:write t-target:exit_group"
+		if strings.Join(got, " ") != want {
+			t.Errorf("recorded %q, want %q\n%s", got, want, res.Output)
+		}
+	})
 }
 
 // count counts the records of a type.

@@ -4,7 +4,9 @@
 package container
 
 import (
+	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -79,4 +81,38 @@ func unescapeUnit(name string) string {
 		}
 		return string([]byte{byte(c)})
 	})
+}
+
+const (
+	// minID is how many digits of an id are enough to name a container: what runtimes
+	// show of it.
+	minID = 12
+	// MaxPrefixes is how many [Prefixes] there are at most.
+	MaxPrefixes = 19
+)
+
+var idPart = regexp.MustCompile(`^[0-9a-f]{` + strconv.Itoa(minID) + `,64}$`)
+
+// Prefixes returns what may follow a slash in the path of a control group, whatever comes
+// after it, of a process that is in the container of that id or name: of an id at least the
+// first 12 digits. The path's end is a NUL. Of containers in containers it tells all, not
+// only the innermost.
+func Prefixes(id string) ([]string, error) {
+	if id == "" || strings.ContainsAny(id, "/\x00") {
+		return nil, fmt.Errorf("container %q: no container has such an id or name", id)
+	}
+	var all []string
+	if idPart.MatchString(id) {
+		for _, of := range []string{"docker-", "libpod-", "crio-", "cri-containerd-", ""} {
+			all = append(all, of+id)
+		}
+	}
+	names := []string{"lxc.payload." + id, "lxc.payload/" + id, "lxc/" + id}
+	for _, machine := range slices.Compact([]string{id, strings.ReplaceAll(id, "-", `\x2d`)}) {
+		names = append(names, "systemd-nspawn@"+machine+".service", "machine-"+machine+".scope")
+	}
+	for _, name := range names {
+		all = append(all, name+"/", name+"\x00")
+	}
+	return all, nil
 }

@@ -3,6 +3,7 @@
 package container
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -36,6 +37,52 @@ func TestOf(t *testing.T) {
 	} {
 		if got := Of(path); got != want {
 			t.Errorf("%s: %+v, want %+v", path, got, want)
+		}
+	}
+}
+
+// A container is found in a path by the id and by the name that the path says.
+func TestPrefixes(t *testing.T) {
+	id := strings.Repeat("0f", 32)
+	for path, is := range map[string][]string{
+		"/":                            nil,
+		"/docker/" + id:                {id, id[:12]},
+		"/docker/" + id + "/init":      {id, id[:12]},
+		"/a/docker-" + id + ".scope/b": {id, id[:12]},
+		"/machine.slice/libpod-" + id + ".scope/container":                         {id, id[:20]},
+		"/kubepods.slice/crio-" + id + ".scope":                                    {id},
+		"/kubepods.slice/kubepods-pod1.slice/cri-containerd-" + id + ".scope":      {id},
+		"/kubepods/besteffort/pod12/" + id:                                         {id},
+		"/machine.slice/systemd-nspawn@web.service/payload/init.scope":             {"web"},
+		`/machine.slice/systemd-nspawn@web\x2d1.service`:                           {"web-1"},
+		`/machine.slice/machine-web\x2d1.scope`:                                    {"web-1"},
+		"/lxc/db/system.slice":                                                     {"db"},
+		"/lxc.payload.db/docker/" + id:                                             {"db", id},
+		"/lxc.payload/db":                                                          {"db"},
+		"/lxc.monitor.db":                                                          nil,
+		"/system.slice/docker-" + strings.Repeat("a1", 32) + ".scope/system.slice": {strings.Repeat("a1", 32)},
+	} {
+		for _, of := range []string{id, id[:12], id[:20], strings.Repeat("a1", 32), "web", "web-1", "we", "db", "d"} {
+			prefixes, err := Prefixes(of)
+			if err != nil || len(prefixes) > MaxPrefixes {
+				t.Fatalf("%q: %d prefixes: %v", of, len(prefixes), err)
+			}
+			got := false
+			for at := range path {
+				for _, prefix := range prefixes {
+					got = got || path[at] == '/' && strings.HasPrefix(path[at+1:]+"\x00", prefix)
+				}
+			}
+			if want := slices.Contains(is, of) || slices.ContainsFunc(is, func(s string) bool {
+				return len(s) == 64 && len(of) >= 12 && strings.HasPrefix(s, of)
+			}); got != want {
+				t.Errorf("%s is of %q: %v, want %v", path, of, got, want)
+			}
+		}
+	}
+	for _, bad := range []string{"", "a/b", "a\x00"} {
+		if _, err := Prefixes(bad); err == nil {
+			t.Errorf("%q: no error", bad)
 		}
 	}
 }

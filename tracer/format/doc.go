@@ -83,7 +83,8 @@
 //
 // A "lost" record has type, time, boot_ns and, as "lost", an object of counts: total,
 // ring_full, read_fault and recursion. The events are missing at this point of the stream.
-// A "summary" record has type, delivered and the same object.
+// A "summary" record has type, delivered and the same object, and unjudged: of how many events
+// it was not known whether they pass the filter.
 //
 // A thread's name is the guest's to choose. In both formats a byte that is not part of a
 // printable character is written \xNN, and a backslash \\.

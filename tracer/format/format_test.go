@@ -240,6 +240,8 @@ func TestTextRecords(t *testing.T) {
 			"--- 6 events lost: 3 because the reader was too slow, 2 because the tracepoint could not be read, 1 because the BPF program was running already ---\n"},
 		{"summary with loss", string(new(Text).AppendSummary(nil, tracer.Summary{Delivered: 1, Lost: tracer.Losses{RingFull: 2}})),
 			"--- 1 event, 2 events lost: 2 because the reader was too slow ---\n"},
+		{"summary of what is not known", string(new(Text).AppendSummary(nil, tracer.Summary{Delivered: 2, Unjudged: 1})),
+			"--- 2 events, 0 events lost, 1 event not known well enough to be filtered ---\n"},
 		{"summary without loss", string(new(Text).AppendSummary(nil, tracer.Summary{Delivered: 1234})),
 			"--- 1234 events, 0 events lost ---\n"},
 	} {
@@ -295,7 +297,7 @@ func TestJSON(t *testing.T) {
 			`{"type":"lost","time":"2026-01-02T03:04:05.000000123Z","boot_ns":5000000123,` +
 				`"lost":{"total":6,"ring_full":3,"read_fault":2,"recursion":1}}`},
 		{"summary", string(f.AppendSummary(nil, tracer.Summary{Delivered: 9, Lost: tracer.Losses{RingFull: 3}})),
-			`{"type":"summary","delivered":9,"lost":{"total":3,"ring_full":3,"read_fault":0,"recursion":0}}`},
+			`{"type":"summary","delivered":9,"lost":{"total":3,"ring_full":3,"read_fault":0,"recursion":0},"unjudged":0}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.got != tc.want+"\n" {

@@ -193,6 +193,7 @@ func (f *JSON) AppendSummary(dst []byte, s tracer.Summary) []byte {
 	dst = append(dst, `{"type":"summary","delivered":`...)
 	dst = strconv.AppendUint(dst, s.Delivered, 10)
 	dst = appendJSONLosses(dst, s.Lost)
+	dst = strconv.AppendUint(append(dst, `,"unjudged":`...), s.Unjudged, 10)
 	return append(dst, "}\n"...)
 }
 

@@ -177,6 +177,11 @@ func (f *Text) AppendSummary(dst []byte, s tracer.Summary) []byte {
 	dst = appendCount(dst, s.Delivered, "event")
 	dst = append(dst, ", "...)
 	dst = appendLosses(dst, s.Lost)
+	if s.Unjudged > 0 {
+		dst = append(dst, ", "...)
+		dst = appendCount(dst, s.Unjudged, "event")
+		dst = append(dst, " not known well enough to be filtered"...)
+	}
 	return append(dst, " ---\n"...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,6 +160,19 @@ func unknown(name string, tables []Table, hasSuffix bool) error {
 
 // Near returns up to three names of the tables that look like name, the nearest first.
 func Near(name string, tables ...Table) []string {
+	return Nearest(strings.ToLower(name), func(yield func(string) bool) {
+		for _, t := range tables {
+			for _, n := range t.names() {
+				if n != "" && !yield(n) {
+					return
+				}
+			}
+		}
+	})
+}
+
+// Nearest returns up to three of the names that look like name, the nearest first.
+func Nearest(name string, names iter.Seq[string]) []string {
 	type candidate struct {
 		name string
 		dist int
@@ -168,33 +182,30 @@ func Near(name string, tables ...Table) []string {
 	if len(name) > maxName {
 		return nil
 	}
-	name = strings.ToLower(name)
 	limit := 1 + len(name)/4
 	seen := make(map[string]bool)
 	var found []candidate
-	for _, t := range tables {
-		for _, n := range t.names() {
-			if n == "" || seen[n] {
-				continue
-			}
-			seen[n] = true
-			d := distance(name, n)
-			if len(name) >= 3 && (strings.HasPrefix(n, name) || strings.HasPrefix(name, n) && len(n) >= 3) {
-				d = min(d, limit)
-			}
-			if d <= limit {
-				found = append(found, candidate{n, d})
-			}
+	for n := range names {
+		if seen[n] {
+			continue
+		}
+		seen[n] = true
+		d := distance(name, n)
+		if len(name) >= 3 && (strings.HasPrefix(n, name) || strings.HasPrefix(name, n) && len(n) >= 3) {
+			d = min(d, limit)
+		}
+		if d <= limit {
+			found = append(found, candidate{n, d})
 		}
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.dist, b.dist), cmp.Compare(a.name, b.name))
 	})
-	var names []string
+	var near []string
 	for _, c := range found[:min(len(found), maxNear)] {
-		names = append(names, c.name)
+		near = append(near, c.name)
 	}
-	return names
+	return near
 }
 
 // distance is the number of letters to insert, delete, replace or swap with the next one

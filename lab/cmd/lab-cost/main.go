@@ -101,11 +101,11 @@ var consumers = []struct {
 		return attachEmpty()
 	}},
 	{"identity, and a BPF filter nothing passes", func(vm *device.VM) (func() error, error) {
-		return attachTracer(tracer.Options{VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: []string{"t-nobody"}}})
+		return attachTracer(tracer.Options{VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: tracer.Set[string]{Values: []string{"t-nobody"}}}})
 	}},
 	{"identity, who that is, and a BPF filter nothing passes", func(vm *device.VM) (func() error, error) {
 		return attachTracer(tracer.Options{
-			VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: []string{"t-nobody"}}, Processes: true,
+			VMs: []uint32{vm.ID()}, Filter: tracer.Filter{Comms: tracer.Set[string]{Values: []string{"t-nobody"}}}, Processes: true,
 		})
 	}},
 	{"identity, and every event into a ring buffer", func(vm *device.VM) (func() error, error) {
