@@ -21,7 +21,8 @@ import (
 const syncInterval = time.Second
 
 func newCaptureCmd(opts *options) *cobra.Command {
-	var t traceOptions
+	// What replays is what says who the threads are.
+	t := traceOptions{who: true}
 	var out string
 	cmd := &cobra.Command{
 		Use:   "capture DOMAIN -o FILE",

@@ -88,12 +88,13 @@ process, raise --anomaly.`,
 	return cmd
 }
 
-// replay is an analysis of recordings. It is a tracer.Sink.
+// replay is an analysis of recordings. It is a tracer.ProcessSink.
 type replay struct {
 	*replayOptions
 	w        io.Writer
 	analyzer *ph.Analyzer
 	stide    *ph.Stide
+	namer    *ph.Namer // of a recording that does not say who the threads are
 	header   capture.Header
 	followed map[uint32]bool
 	loaded   []*profile.File
@@ -254,6 +255,10 @@ func (x *replay) file(path string) error {
 	}
 	defer r.Close()
 	x.header, x.trace = r.Header, filepath.Base(path)
+	x.namer = nil
+	if !r.Described {
+		x.namer = new(ph.Namer)
+	}
 	if err := r.Run(x); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -262,6 +267,7 @@ func (x *replay) file(path string) error {
 
 // traces analyses the traces of a data set.
 func (x *replay) traces(ts []*ph.Trace, comm string, base int64) error {
+	x.namer = new(ph.Namer)
 	for _, t := range ts {
 		x.trace = t.Name
 		var err error
@@ -276,24 +282,52 @@ func (x *replay) traces(ts []*ph.Trace, comm string, base int64) error {
 	return nil
 }
 
+// follow makes the analyser follow a VM when it is first seen.
+func (x *replay) follow(vm uint32) error {
+	if x.followed[vm] {
+		return nil
+	}
+	x.followed[vm] = true
+	s := x.settings
+	if x.training {
+		// What is taught is not to be judged or forgotten on the way.
+		s.Learn, s.NormalWait = true, 1<<62
+	}
+	x.analyzer.AddVM(vm, s)
+	for _, f := range x.loaded {
+		p := f.Profile
+		p.NormalTime = uint64(max(1, f.NormalAt.UnixNano()-x.header.RealtimeOffset))
+		if !x.analyzer.Load(ph.NewExecutable(vm, f.Name), &p) {
+			return fmt.Errorf("load profile of %q: a limit is reached", f.Name)
+		}
+	}
+	return nil
+}
+
+// Process implements tracer.ProcessSink.
+func (x *replay) Process(p *bpf.Process) error {
+	if err := x.follow(p.Head.Vm); err != nil {
+		return err
+	}
+	x.analyzer.Process(p)
+	if x.stide != nil {
+		x.stide.Process(p)
+	}
+	return nil
+}
+
 // Event implements tracer.Sink.
 func (x *replay) Event(ev *bpf.Event) error {
 	if ev.Kind != bpf.EventEnter {
 		return nil
 	}
-	if !x.followed[ev.Vm] {
-		x.followed[ev.Vm] = true
-		s := x.settings
-		if x.training {
-			// What is taught is not to be judged or forgotten on the way.
-			s.Learn, s.NormalWait = true, 1<<62
-		}
-		x.analyzer.AddVM(ev.Vm, s)
-		for _, f := range x.loaded {
-			p := f.Profile
-			p.NormalTime = uint64(max(1, f.NormalAt.UnixNano()-x.header.RealtimeOffset))
-			if !x.analyzer.Load(ph.NewExecutable(ev.Vm, f.Name), &p) {
-				return fmt.Errorf("load profile of %q: a limit is reached", f.Name)
+	if err := x.follow(ev.Vm); err != nil {
+		return err
+	}
+	if x.namer != nil {
+		if p := x.namer.Describe(ev); p != nil {
+			if err := x.Process(p); err != nil {
+				return err
 			}
 		}
 	}
@@ -386,7 +420,7 @@ func (x *replay) exportAll() error {
 				return c
 			}
 			return '_'
-		}, exe.Name())
+		}, strings.TrimPrefix(exe.Name(), "/"))
 		if n := names[name]; n > 0 {
 			name += "." + strconv.Itoa(n)
 		}

@@ -86,8 +86,12 @@ func (s *scorers) run(t *Trace, base int64) scores {
 	out := scores{alert: -1}
 	s.lab.run++
 	n := 0
-	t.Events(1, s.exe.Name(), base, s.lab.run, func(ev *bpf.Event) bool {
+	t.Events(1, s.name, base, s.lab.run, func(ev *bpf.Event) bool {
 		n++
+		if p := s.namer.Describe(ev); p != nil {
+			s.Process(p)
+			s.stide.Process(p)
+		}
 		v := s.Call(ev)
 		sv := s.stide.Call(ev, s.learn)
 		out.lfc = max(out.lfc, int(v.LFC))
@@ -235,7 +239,11 @@ func TestStide(t *testing.T) {
 		t.Fatal(err)
 	}
 	ev := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1, Tgid: 1}
+	var namer Namer
 	feed := func(learn bool, calls ...int64) (news, misses, lfc int) {
+		if p := namer.Describe(&ev); p != nil {
+			s.Process(p)
+		}
 		for _, nr := range calls {
 			ev.Nr = nr
 			v := s.Call(&ev, learn)
@@ -260,7 +268,7 @@ func TestStide(t *testing.T) {
 	if _, m, lfc := feed(false, 1, 2, 1, 2, 3, 1, 2, 3, 1); m != 2 || lfc != 0 {
 		t.Errorf("%d missed, LFC %d at the end, want 2 and 0", m, lfc)
 	}
-	if got := s.Sequences(Executable{VM: 1}); got != 3 {
+	if got := s.Sequences(NewExecutable(1, "")); got != 3 {
 		t.Errorf("%d sequences", got)
 	}
 	for _, bad := range [][2]int{{1, 20}, {33, 20}, {6, 0}, {6, 1025}} {

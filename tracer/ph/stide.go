@@ -31,6 +31,7 @@ const (
 )
 
 type stideThread struct {
+	who         uint64
 	task, space uint64
 	exe         Executable
 	calls       []byte // two bytes each, the newest last
@@ -62,19 +63,31 @@ type StideVerdict struct {
 	LFC int
 }
 
+// Process takes the description of a thread, which comes before the events whose Who is its
+// Head.Who.
+func (s *Stide) Process(d *bpf.Process) {
+	ev := &d.Head
+	key := threadKey{ev.Vm, ev.Pid}
+	exe, as := ExecutableOf(d), space(ev.Cr3)
+	t := s.threads[key]
+	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
+		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
+		s.threads[key] = t
+	}
+	t.who = ev.Who
+}
+
 // Call learns the sequence that a call ends, or judges it. A thread's first calls make no
-// sequence until there are enough. Events that are no call of a known thread give the zero
-// verdict.
+// sequence until there are enough. Events that are no call of a described thread give the
+// zero verdict.
 func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 	if ev.Kind != bpf.EventEnter || !ev.Identified() {
 		return StideVerdict{}
 	}
 	key := threadKey{ev.Vm, ev.Pid}
-	exe, as := executableOf(ev), space(ev.Cr3)
 	t := s.threads[key]
-	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
-		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
-		s.threads[key] = t
+	if t == nil || t.who != ev.Who {
+		return StideVerdict{}
 	}
 	n := NumberOf(ev.Table(), ev.Nr)
 	if len(t.calls) == 2*s.window {
@@ -85,7 +98,7 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 
 	var v StideVerdict
 	if len(t.calls) == 2*s.window {
-		known := s.grams[exe]
+		known := s.grams[t.exe]
 		_, ok := known[string(t.calls)]
 		switch {
 		case ok:
@@ -96,7 +109,7 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 		default:
 			if known == nil {
 				known = make(map[string]struct{})
-				s.grams[exe] = known
+				s.grams[t.exe] = known
 			}
 			known[string(t.calls)] = struct{}{}
 			v.New = true

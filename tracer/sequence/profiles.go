@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/tracer"
 	"frail/tracer/ph"
 )
 
@@ -43,18 +44,10 @@ type Info struct {
 	Threads uint64
 }
 
-func executable(e *bpf.PhExecutable) ph.Executable {
-	return ph.Executable{VM: e.Vm, Comm: e.Comm}
-}
-
-func bpfExecutable(e ph.Executable) bpf.PhExecutable {
-	return bpf.PhExecutable{Vm: e.VM, Comm: e.Comm}
-}
-
 // profile converts what the kernel keeps, without rows.
 func profileOf(p *bpf.PhProfile) ph.Profile {
 	out := ph.Profile{
-		Name: executable(&p.Exe).Name(), Normal: p.Normal != 0, Frozen: p.Frozen != 0,
+		Name: ph.FromBPF(&p.Exe).Name(), Normal: p.Normal != 0, Frozen: p.Frozen != 0,
 		Train: p.Train, LastMod: p.Train - p.LastMod, Sequences: p.Sequences, Anomalies: p.Anomalies,
 	}
 	if out.Frozen {
@@ -74,7 +67,7 @@ func (a *Analyzer) List() ([]Info, error) {
 			return err
 		}
 		out = append(out, Info{
-			Index: index, Executable: executable(&p.Exe), Profile: profileOf(p),
+			Index: index, Executable: ph.FromBPF(&p.Exe), Profile: profileOf(p),
 			Calls: int(p.Symbols), Threads: p.Threads,
 		})
 		return nil
@@ -115,7 +108,7 @@ func (a *Analyzer) find(exe ph.Executable) (uint32, error) {
 		return 0, fmt.Errorf("find profile of %q: %w", exe.Name(), os.ErrClosed)
 	}
 	var index uint32
-	err := a.objs.Executables.Lookup(bpfExecutable(exe), &index)
+	err := a.objs.Executables.Lookup(exe.BPF(), &index)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return 0, fmt.Errorf("executable %q of VM %d: %w", exe.Name(), exe.VM, ErrNoProfile)
 	}
@@ -178,8 +171,8 @@ func catchUp(r *bpf.PhRow, p *bpf.PhProfile) {
 	}
 }
 
-// Load gives exe a profile in place of what is known of it. Threads that run it begin anew.
-// It returns an error wrapping [ErrLimit] when there is no room for it.
+// Load gives exe a profile in place of what is known of it. Threads that run it are analysed
+// again when the module describes them anew. It returns an error wrapping [ErrLimit] when there is no room for it.
 func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -198,10 +191,12 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 		return fmt.Errorf("load profile of %q: %w", exe.Name(), err)
 	}
 
+	// The programs count up from 1: neither waits for the other.
+	a.serial--
 	p := &bpf.PhProfile{
-		Used: 1, Symbols: uint32(len(calls)), Train: from.Train, LastMod: from.Train - from.LastMod,
+		Serial: a.serial, Symbols: uint32(len(calls)), Train: from.Train, LastMod: from.Train - from.LastMod,
 		Sequences: from.Sequences, NormalTime: from.NormalTime, Anomalies: from.Anomalies,
-		ForkWindow: ^uint64(0), Exe: bpfExecutable(exe),
+		ForkWindow: ^uint64(0), Exe: exe.BPF(),
 	}
 	if from.Normal {
 		p.Normal = 1
@@ -222,7 +217,7 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 			r.Train[symbols[pair.Prev]], r.Test[symbols[pair.Prev]] = pair.Train, pair.Test
 		}
 		if err := a.objs.Rows.Put(index<<8|uint32(symbols[fr.Call]), &r); err != nil {
-			a.freeRows(index)
+			a.giveBack(index)
 			if errors.Is(err, unix.E2BIG) {
 				err = fmt.Errorf("%d rows: %w", a.objs.Rows.MaxEntries(), ErrLimit)
 			}
@@ -251,8 +246,8 @@ func (a *Analyzer) take() (uint32, error) {
 	return index, nil
 }
 
-// Delete forgets the profile of exe. Its place is free again when the analyser is made
-// anew. Threads that run it begin a new one.
+// Delete forgets the profile of exe. Threads that run it begin a new one when the module
+// describes them anew.
 func (a *Analyzer) Delete(exe ph.Executable) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -265,24 +260,28 @@ func (a *Analyzer) remove(exe ph.Executable) error {
 	if err != nil {
 		return err
 	}
-	if err := a.objs.Executables.Delete(bpfExecutable(exe)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := a.objs.Executables.Delete(exe.BPF()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
 	if err := a.objs.Profiles.Put(index, new(bpf.PhProfile)); err != nil {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
+	// A program that found the profile before may still run on another CPU.
+	tracer.Synchronize()
 	if _, err := a.deleteThreads(func(_ bpf.PhThreadKey, t *bpf.PhThread) bool { return t.Profile == index }); err != nil {
 		return err
 	}
-	a.freeRows(index)
+	a.giveBack(index)
 	return nil
 }
 
-// freeRows frees what a profile has of the rows map. A key that is not there is no matter.
-func (a *Analyzer) freeRows(index uint32) {
+// giveBack frees a profile's place and what it has of the rows map. A row that is not there
+// is no matter, and the queue has room for all places.
+func (a *Analyzer) giveBack(index uint32) {
 	for s := range uint32(other + 1) {
 		_ = a.objs.Rows.Delete(index<<8 | s)
 	}
+	_ = a.objs.Free.Put(nil, index)
 }
 
 // Control changes the state of the profile of exe.
