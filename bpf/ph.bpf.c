@@ -450,6 +450,8 @@ static __always_inline void start_normal(struct frail_ph_profile *p)
 	p->train = 0;
 	p->last_mod = 0;
 	p->frozen = 0;
+	p->marked = 0;
+	p->alerted = 0;
 	p->normal = 1;
 }
 
@@ -509,7 +511,10 @@ static __always_inline __u32 mismatches(const struct frail_ph_row *r, __u64 wind
 	return miss;
 }
 
-/* Counts an anomalous thread and reports whether there are too many. */
+/*
+ * Counts an anomalous thread. Returns the flags of too many: told once, until there are fewer
+ * again, and never learnt.
+ */
 __noinline int mark(struct frail_ph_profile *p, __u32 limit)
 {
 	__u64 threads;
@@ -520,10 +525,14 @@ __noinline int mark(struct frail_ph_profile *p, __u32 limit)
 	n = __sync_fetch_and_add(&p->marked, 1);
 	threads = p->threads;
 	p->marks[n % FRAIL_PH_MARKS] = threads;
-	if (n + 1 <= limit || threads - p->marks[(n - limit) % FRAIL_PH_MARKS] >= FRAIL_PH_FRAME)
+	if (n < limit || threads - p->marks[(n - limit) % FRAIL_PH_MARKS] >= FRAIL_PH_FRAME) {
+		p->alerted = 0;
 		return 0;
-	p->marked = 0;
-	return 1;
+	}
+	if (p->alerted)
+		return FRAIL_PH_FORGOT;
+	p->alerted = 1;
+	return FRAIL_PH_MANY_PROCESSES | FRAIL_PH_FORGOT;
 }
 
 /* Remembers the window a child of the thread begins with. */
@@ -793,8 +802,7 @@ int guest_sys_enter(struct frail_event_args *args)
 			t->max_lfc = t->lfc;
 		if (!t->anomalous) {
 			t->anomalous = 1;
-			if (mark(p, vm->process_limit))
-				flags |= FRAIL_PH_MANY_PROCESSES | FRAIL_PH_FORGOT;
+			flags |= mark(p, vm->process_limit);
 		}
 	}
 	if (!t->lfc)

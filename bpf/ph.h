@@ -135,7 +135,7 @@ struct frail_ph_executable {
  * @marked: marks made
  * @fork_window: the window of the last call that makes threads
  * @fork_pending: threads it made that were not seen yet
- * @pad: zero
+ * @alerted: 1: too many of its threads were anomalous, and that was told
  * @threads: threads started
  * @marks: @threads when each of the last threads became anomalous
  * @exe: whose it is
@@ -158,7 +158,7 @@ struct frail_ph_profile {
 	__u32 marked;
 	__u64 fork_window;
 	__u32 fork_pending;
-	__u32 pad;
+	__u32 alerted;
 	__u64 threads;
 	__u64 marks[FRAIL_PH_MARKS];
 	struct frail_ph_executable exe;

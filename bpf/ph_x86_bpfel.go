@@ -110,7 +110,7 @@ type phFrailPhProfile struct {
 	Marked      uint32
 	ForkWindow  uint64
 	ForkPending uint32
-	Pad         uint32
+	Alerted     uint32
 	Threads     uint64
 	Marks       [64]uint64
 	Exe         phFrailPhExecutable

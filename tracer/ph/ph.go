@@ -155,6 +155,7 @@ type profile struct {
 	threads     uint64 // started
 	marks       [MaxProcessLimit]uint64
 	marked      uint32
+	alerted     bool // ManyProcesses, and there were not fewer since
 }
 
 // frame is a shift register of whether the last calls were anomalous.
@@ -313,9 +314,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	}
 	if v.Miss != 0 && !t.anomalous {
 		t.anomalous = true
-		if p.mark(set.ProcessLimit) {
-			v.Flags |= ManyProcesses | Forgot
-		}
+		v.Flags |= p.mark(set.ProcessLimit)
 	}
 	if uint32(v.LFC) > set.TolerizeLimit {
 		v.Flags |= Forgot
@@ -521,6 +520,7 @@ func (p *profile) startNormal() {
 		r.test = r.train
 	}
 	p.normal, p.frozen = true, false
+	p.marked, p.alerted = 0, false
 	p.anomalies, p.train, p.lastMod = 0, 0, 0
 }
 
@@ -533,19 +533,21 @@ func (p *profile) forget() {
 	p.frozen = false
 }
 
-// mark counts an anomalous thread and reports whether there are more than limit among
-// the last Frame that started.
-func (p *profile) mark(limit uint32) bool {
-	p.marks[p.marked%MaxProcessLimit] = p.threads
+// mark counts an anomalous thread. It returns the flags of more than limit among the last
+// Frame that started: told once, until there are fewer again, and never learnt.
+func (p *profile) mark(limit uint32) Flags {
+	n := p.marked
 	p.marked++
-	if p.marked <= limit {
-		return false
+	p.marks[n%MaxProcessLimit] = p.threads
+	if n < limit || p.threads-p.marks[(n-limit)%MaxProcessLimit] >= Frame {
+		p.alerted = false
+		return 0
 	}
-	if p.threads-p.marks[(p.marked-1-limit)%MaxProcessLimit] >= Frame {
-		return false
+	if p.alerted {
+		return Forgot
 	}
-	p.marked = 0
-	return true
+	p.alerted = true
+	return ManyProcesses | Forgot
 }
 
 // Control changes the state of a profile by an operator's decision.
