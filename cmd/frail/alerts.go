@@ -135,6 +135,7 @@ func writeAlert(w io.Writer, domain, uuid string, at time.Time, a *ph.Alert, asJ
 		Anomalies  uint64   `json:"anomalies"`
 		Limit      string   `json:"limit,omitempty"`
 		Count      uint64   `json:"count,omitempty"`
+		Misses     int      `json:"misses,omitempty"`
 	}{
 		Kind: a.Kind.String(), Time: at.UTC().Format("2006-01-02T15:04:05.000000000Z"), BootNS: a.Time, Domain: domain, UUID: uuid,
 		VM: a.VM, PID: a.PID, TGID: a.TGID, Executable: printable(a.Executable), Comm: printable(a.Comm),
@@ -142,10 +143,14 @@ func writeAlert(w io.Writer, domain, uuid string, at time.Time, a *ph.Alert, asJ
 	}
 	if a.Kind == ph.AlertLimit {
 		doc.Limit, doc.Count = ph.LimitName(a.Limit), a.Count
+		return json.NewEncoder(w).Encode(&doc)
+	}
+	for _, n := range a.Calls {
+		doc.Calls = append(doc.Calls, n.String())
+	}
+	if a.Kind == ph.AlertStide {
+		doc.Misses = a.Misses
 	} else {
-		for _, n := range a.Calls {
-			doc.Calls = append(doc.Calls, n.String())
-		}
 		doc.Missed, doc.History = ph.Distances(a.Miss), a.History()
 	}
 	return json.NewEncoder(w).Encode(&doc)

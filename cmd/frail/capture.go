@@ -30,18 +30,23 @@ func newCaptureCmd(opts *options) *cobra.Command {
 		Long: `Write a domain's system calls to a file, until Ctrl-C or until the domain stops. A file
 that was cut off by a crash lacks the last second.
 
-"frail replay FILE" analyses it.`,
+"frail replay FILE" analyses it. The file - is standard output, for a replay of what happens
+now.`,
 		Example: `  frail capture guest1 -o guest1.cap
-  frail capture guest1 -o boot.cap --wait --limit 100000`,
+  frail capture guest1 -o boot.cap --wait --limit 100000
+  frail capture guest1 -o - | frail replay - --train guest1.cap --stide 6,20,12`,
 		Args:              exactDomain,
 		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-			if err != nil {
-				return fmt.Errorf("create capture: %w", err)
+			sink := &captureSink{file: cmd.OutOrStdout()}
+			if out != "-" {
+				f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+				if err != nil {
+					return fmt.Errorf("create capture: %w", err)
+				}
+				defer func() { err = errors.Join(err, f.Close()) }()
+				sink.file = f
 			}
-			defer func() { err = errors.Join(err, f.Close()) }()
-			sink := &captureSink{file: f}
 			err = opts.withDaemon(cmd.Context(), func(d *daemon) error {
 				return t.stream(cmd.Context(), d, args[0], sink, opts.noteTo(cmd.ErrOrStderr()))
 			})
@@ -53,7 +58,7 @@ that was cut off by a crash lacks the last second.
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&out, "output", "o", "", "the `FILE`")
+	flags.StringVarP(&out, "output", "o", "", "the `FILE`; - is standard output")
 	flags.StringVar(&t.syscalls, "filter-syscall", "", "capture only these system calls, as in frail trace: such a `LIST` does not replay as it ran")
 	flags.StringVar(&t.comm, "filter-comm", "", "capture only threads of this `NAME`")
 	flags.Uint64Var(&t.limit, "limit", 0, "end after `N` events; 0: no limit")

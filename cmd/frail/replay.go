@@ -42,16 +42,22 @@ func newReplayCmd(opts *options) *cobra.Command {
 		Use:   "replay FILE | --unm FILE... | --adfa DIR",
 		Short: "Analyse recorded system calls as if they were live",
 		Long: `Analyse recorded system calls by the same rules as live ones, and show the alerts. FILE
-was written by "frail capture"; --unm takes traces of the University of New Mexico, --adfa
+was written by "frail capture", and - is standard input, which may be a capture that goes on;
+--unm takes traces of the University of New Mexico, --adfa
 the directory of the ADFA Linux data set.
 
 What is known before is nothing, or the profiles of --profile, or what the recordings of
 --train teach: after these, the profiles judge, and learn no more. With --adfa the data
 set's own training part is learnt first. A profile that drifts judges no more: to score every
-process, raise --anomaly.`,
+process, raise --anomaly.
+
+--stide judges by exact sequences too: a call is a miss if the executable never made it after
+just the calls before it. It learns from --train alone. With a LIMIT, more misses among a thread's
+last FRAME calls are an alert of the kind "stide".`,
 		Example: `  frail replay guest.cap --profile ./nginx.profile
   frail replay --unm --train 'normal/*' --score intrusion/*
-  frail replay --adfa ADFA-LD --score`,
+  frail replay --adfa ADFA-LD --score
+  frail capture guest1 -o - | frail replay - --train guest1.cap --stide 6,20,12`,
 		Args: cobra.ArbitraryArgs, // files
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -79,7 +85,7 @@ process, raise --anomaly.`,
 	flags.StringVar(&r.export, "export", "", "write the profiles as they are at the end into `DIR`")
 	flags.BoolVar(&r.score, "score", false, "show what each process came to")
 	flags.BoolVar(&r.json, "json", false, "print alerts as JSON, one document a line")
-	flags.StringVar(&r.stide, "stide", "", "with --score, score exact sequences too: `WINDOW,FRAME`, such as 6,20")
+	flags.StringVar(&r.stide, "stide", "", "score exact sequences too, of `WINDOW,FRAME[,LIMIT]`, such as 6,20,12: of WINDOW calls, by the last FRAME")
 	flags.BoolVar(&r.settings.Learn, "learn", defaults.Learn, "let profiles grow")
 	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "allow `N` anomalous calls among a thread's last 128")
 	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "allow `N` anomalous calls of an executable")
@@ -130,13 +136,8 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 		followed: make(map[uint32]bool), results: make(map[scoreKey]*score),
 	}
 	if r.stide != "" {
-		var window, frame int
-		if _, err := fmt.Sscanf(r.stide, "%d,%d", &window, &frame); err != nil {
-			return exit.Usagef("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
-		}
-		var err error
-		if x.stide, err = ph.NewStide(window, frame); err != nil {
-			return exit.Usagef("--stide: %w", err)
+		if err := x.openStide(); err != nil {
+			return err
 		}
 	}
 	for _, path := range r.profiles {
@@ -148,12 +149,7 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	}
 	x.analyzer.Tell = func(rec *bpf.PhRecord) {
 		for _, a := range ph.AlertsOf(nil, rec) {
-			if x.training || x.err != nil {
-				continue
-			}
-			x.alerts++
-			at := time.Unix(0, int64(a.Time)+x.header.RealtimeOffset)
-			x.err = writeAlert(x.w, x.domain(), x.header.UUID, at, &a, r.json)
+			x.alert(&a)
 		}
 	}
 
@@ -177,6 +173,44 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	}
 	note(text)
 	return nil
+}
+
+// openStide makes the scorer of --stide.
+func (x *replay) openStide() error {
+	var n [3]int
+	parts := strings.Split(x.replayOptions.stide, ",")
+	for i, part := range parts {
+		var err error
+		if len(parts) < 2 || len(parts) > len(n) {
+			err = strconv.ErrSyntax
+		} else {
+			n[i], err = strconv.Atoi(part)
+		}
+		if err != nil {
+			return exit.Usagef("--stide %q: want WINDOW,FRAME[,LIMIT], such as 6,20,12", x.replayOptions.stide)
+		}
+	}
+	var err error
+	if x.stide, err = ph.NewStide(n[0], n[1]); err != nil {
+		return exit.Usagef("--stide: %w", err)
+	}
+	if len(parts) == len(n) {
+		if n[2] < 0 || n[2] >= n[1] {
+			return exit.Usagef("--stide: limit %d: want 0 to %d, below the frame", n[2], n[1]-1)
+		}
+		x.stide.Tell, x.stide.AlertLimit = x.alert, n[2]
+	}
+	return nil
+}
+
+// alert shows an alert, unless it is of what is taught.
+func (x *replay) alert(a *ph.Alert) {
+	if x.training || x.err != nil {
+		return
+	}
+	x.alerts++
+	at := time.Unix(0, int64(a.Time)+x.header.RealtimeOffset)
+	x.err = writeAlert(x.w, x.domain(), x.header.UUID, at, a, x.json)
 }
 
 // domain returns the name alerts are shown with.
@@ -244,11 +278,14 @@ func (x *replay) file(path string) error {
 		}
 		return x.traces([]*ph.Trace{t}, "unm", ph.ForeignBase)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("replay: %w", err)
+	f := os.Stdin
+	if path != "-" {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+		defer f.Close()
 	}
-	defer f.Close()
 	r, err := capture.NewReader(f)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -333,12 +370,12 @@ func (x *replay) Event(ev *bpf.Event) error {
 	}
 	x.calls++
 	v := x.analyzer.Call(ev)
-	if x.err != nil {
-		return x.err
-	}
 	var sv ph.StideVerdict
 	if x.stide != nil {
 		sv = x.stide.Call(ev, x.training)
+	}
+	if x.err != nil {
+		return x.err
 	}
 	if !x.score || x.training {
 		return nil

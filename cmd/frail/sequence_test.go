@@ -127,6 +127,24 @@ func TestReplayCapture(t *testing.T) {
 	}
 }
 
+// What comes through a pipe is judged by exact sequences, as they were made before.
+func TestReplayStide(t *testing.T) {
+	live, err := os.Open(captureOf(t, 300, 30))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdin := os.Stdin
+	defer func() { os.Stdin = stdin; live.Close() }()
+	os.Stdin = live
+	out, note, err := frailCmd(t, "replay", "-", "--train", captureOf(t, 10, 0), "--stide", "6,20,12", "--tolerize", "127", "--anomaly", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, ` guest stide: "/srv/server"[40/40] comm="server" misses=13: `) || !strings.Contains(note, ", 1 alerts") {
+		t.Errorf("got %q, note %q", out, note)
+	}
+}
+
 func TestProfileMergeAndDiff(t *testing.T) {
 	dir := t.TempDir()
 	var files []string
@@ -165,6 +183,7 @@ func TestSequenceCommandErrors(t *testing.T) {
 		{"no capture", []string{"replay", os.DevNull}, "not a capture"},
 		{"bad wait", []string{"replay", "x", "--normal-wait", "7"}, "want a duration"},
 		{"bad stide", []string{"replay", "x", "--stide", "6"}, "want WINDOW,FRAME"},
+		{"a stide limit that is no limit", []string{"replay", "x", "--stide", "6,20,20"}, "below the frame"},
 		{"stide out of range", []string{"replay", "x", "--stide", "1,20"}, "stide window of 1"},
 		{"too tolerant", []string{"replay", "x", "--tolerize", "128"}, "at most 127"},
 		{"no training files", []string{"replay", "--unm", "x", "--train", "/nonexistent/*"}, "no such file"},

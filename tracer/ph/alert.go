@@ -24,9 +24,13 @@ const (
 	AlertProcesses
 	// AlertLimit: the analysis reached a limit and left calls out.
 	AlertLimit
+	// AlertStide: more of a thread's last calls than the limit ended a sequence that its
+	// executable never made. [Stide] alone tells it.
+	AlertStide
 )
 
-// String returns the name alerts have in output: "drift", "attack", "processes", "limit".
+// String returns the name alerts have in output: "drift", "attack", "processes", "limit",
+// "stide".
 func (k AlertKind) String() string {
 	switch k {
 	case AlertDrift:
@@ -37,6 +41,8 @@ func (k AlertKind) String() string {
 		return "processes"
 	case AlertLimit:
 		return "limit"
+	case AlertStide:
+		return "stide"
 	default:
 		return fmt.Sprintf("alert%d", uint8(k))
 	}
@@ -67,6 +73,9 @@ type Alert struct {
 	// of an AlertLimit only.
 	Limit int
 	Count uint64
+	// Misses is how many of the thread's last calls, as many as stide's frame has, ended an
+	// unknown sequence: of an AlertStide only.
+	Misses int
 }
 
 // limitNames are by index of the analysis' counters.
@@ -174,6 +183,8 @@ func (a *Alert) String() string {
 	switch a.Kind {
 	case AlertLimit:
 		return fmt.Sprintf("limit: %s (%d times), at %q[%d/%d]", LimitName(a.Limit), a.Count, a.Comm, a.PID, a.TGID)
+	case AlertStide:
+		return fmt.Sprintf("stide: %q[%d/%d] comm=%q misses=%d: %s", a.Executable, a.PID, a.TGID, a.Comm, a.Misses, a.Sequence())
 	default:
 		return fmt.Sprintf("%s: %q[%d/%d] comm=%q lfc=%d max=%d anomalies=%d history=%s: %s",
 			a.Kind, a.Executable, a.PID, a.TGID, a.Comm, a.LFC, a.MaxLFC, a.Anomalies, a.History(), a.Sequence())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"text/tabwriter"
 
@@ -267,6 +268,14 @@ func TestStide(t *testing.T) {
 	// Each pair is known, the sequence is not: 1 2 1.
 	if _, m, lfc := feed(false, 1, 2, 1, 2, 3, 1, 2, 3, 1); m != 2 || lfc != 0 {
 		t.Errorf("%d missed, LFC %d at the end, want 2 and 0", m, lfc)
+	}
+	// Told once a rise, with the calls of the sequence.
+	var told []Alert
+	s.Tell, s.AlertLimit = func(a *Alert) { told = append(told, *a) }, 1
+	feed(false, 1, 2, 3, 1, 2, 1, 2, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 1, 2)
+	if len(told) != 2 || told[0].Kind != AlertStide || told[0].Misses != 2 || told[0].Executable != "[]" ||
+		!strings.HasSuffix(told[0].String(), "misses=2: - - - - - - open write open") {
+		t.Errorf("told %v", told)
 	}
 	if got := s.Sequences(NewExecutable(1, "")); got != 3 {
 		t.Errorf("%d sequences", got)

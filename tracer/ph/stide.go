@@ -18,6 +18,11 @@ type Stide struct {
 	threads       map[threadKey]*stideThread
 	limit         int
 	full          uint64
+
+	// Tell, if set, is told once when more than AlertLimit of a thread's last calls ended
+	// a sequence that is not known, until none did. The alert is valid until it returns.
+	Tell       func(*Alert)
+	AlertLimit int
 }
 
 // Bounds of stide's settings.
@@ -26,6 +31,9 @@ const (
 	MaxStideWindow = 32
 	// MaxStideFrame bounds how many calls its locality frame looks back on.
 	MaxStideFrame = 1024
+	// maxStideThreads bounds the threads that are kept: those that were killed stay until
+	// there are so many. Then all are forgotten until they are described anew.
+	maxStideThreads = 1 << 16
 	// MaxSequences bounds the sequences of one executable.
 	MaxSequences = 1 << 20
 )
@@ -37,6 +45,7 @@ type stideThread struct {
 	calls       []byte // two bytes each, the newest last
 	frame       []bool // a ring
 	next, count int
+	alerted     bool
 }
 
 // NewStide returns a scorer of sequences of window calls, whose locality frame has frame.
@@ -71,6 +80,9 @@ func (s *Stide) Process(d *bpf.Process) {
 	exe, as := ExecutableOf(d), space(ev.Cr3)
 	t := s.threads[key]
 	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
+		if len(s.threads) >= maxStideThreads {
+			clear(s.threads)
+		}
 		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
 		s.threads[key] = t
 	}
@@ -124,10 +136,32 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 	}
 	t.next = (t.next + 1) % len(t.frame)
 	v.LFC = t.count
+	switch {
+	case t.count == 0:
+		t.alerted = false
+	case t.count > s.AlertLimit && !t.alerted && s.Tell != nil:
+		t.alerted = true
+		s.Tell(t.alert(ev))
+	}
 	if actionOf(n) == actExit {
 		delete(s.threads, key)
 	}
 	return v
+}
+
+// alert returns that a thread's last calls ended too many unknown sequences.
+func (t *stideThread) alert(ev *bpf.Event) *Alert {
+	a := &Alert{
+		Kind: AlertStide, Time: ev.Time, VM: ev.Vm, PID: ev.Pid, TGID: ev.Tgid, Executable: t.exe.Name(),
+		Comm: string(ev.CommBytes()), Misses: t.count,
+	}
+	for i := range a.Calls {
+		a.Calls[i] = NoNumber
+		if at := len(t.calls) - 2*(i+1); at >= 0 {
+			a.Calls[i] = Number(t.calls[at]) | Number(t.calls[at+1])<<8
+		}
+	}
+	return a
 }
 
 // Sequences returns how many sequences of exe are known.
