@@ -26,12 +26,17 @@ char __license[] SEC("license") = "GPL";
 /* Set before loading: the number of entries of the profiles map. */
 const volatile __u32 max_profiles = 1024;
 
-/* What new elements begin as: too large for the stack. */
-const struct frail_ph_row zero_row = {};
+/* Likewise of the rows map. */
+const volatile __u32 max_rows = 60000;
+
+/* What a new element begins as: too large for the stack. */
 const struct frail_ph_thread zero_thread = {};
 
 /* Profiles given out that were never used before. */
 __u32 next_profile = 0;
+
+/* Likewise rows. */
+__u32 next_row = 0;
 
 /* The last frail_ph_profile.serial. */
 __u32 last_serial = 0;
@@ -72,14 +77,20 @@ struct {
 	__type(value, __u32);
 } free_profiles SEC(".maps");
 
-/* By profile << 8 | symbol of the current call. */
+/* An array: profiles have the indices, which costs less than a hash. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 60000);
 	__type(key, __u32);
 	__type(value, struct frail_ph_row);
 } rows SEC(".maps");
+
+/* Indices of rows that no profile has any more, which are all zero. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 60000);
+	__type(value, __u32);
+} free_rows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -249,17 +260,17 @@ static __always_inline bool executable_of(struct frail_ph_executable *exe, __u32
 	return true;
 }
 
-/* Returns the index of a profile that nobody has; negative: no room. */
-static __always_inline int take_profile(void)
+/* Returns an index that is free, or was never used before; negative: there is none. */
+static __always_inline int take(void *free, __u32 *next, __u32 max)
 {
 	__u32 index;
 
-	if (!bpf_map_pop_elem(&free_profiles, &index))
+	if (!bpf_map_pop_elem(free, &index))
 		return index;
-	if (*(volatile __u32 *)&next_profile >= max_profiles)
+	if (*(volatile __u32 *)next >= max)
 		return -1;
-	index = __sync_fetch_and_add(&next_profile, 1);
-	return index < max_profiles ? (int)index : -1;
+	index = __sync_fetch_and_add(next, 1);
+	return index < max ? (int)index : -1;
 }
 
 /* Returns the index of the executable's profile, which it makes if need be; negative: no room. */
@@ -272,7 +283,7 @@ static __always_inline int profile_of(const struct frail_ph_executable *exe)
 	known = bpf_map_lookup_elem(&executables, exe);
 	if (known)
 		return *known;
-	taken = take_profile();
+	taken = take(&free_profiles, &next_profile, max_profiles);
 	if (taken < 0)
 		return -1;
 	index = taken;
@@ -416,6 +427,29 @@ static __always_inline __u32 symbol_of(const struct call *c, struct frail_ph_pro
 	if (c->number < FRAIL_PH_NUMBERS)
 		sym = ((const __u8 *)p->symbol)[c->number];
 	return sym ?: new_symbol(c, p) & 0xff;
+}
+
+static __always_inline struct frail_ph_row *row_of(const struct frail_ph_profile *p, __u32 sym)
+{
+	__u32 index = p->row[sym & 0xff] - 1;
+
+	/* There is no row of index -1. */
+	return bpf_map_lookup_elem(&rows, &index);
+}
+
+/* Gives a profile a row, unless there is no room. */
+__noinline int new_row(struct frail_ph_profile *p, __u32 sym)
+{
+	__u32 index;
+	int taken = take(&free_rows, &next_row, max_rows);
+
+	if (!p || taken < 0)
+		return 0;
+	index = taken;
+	/* Another CPU may have been faster. */
+	if (__sync_val_compare_and_swap(&p->row[sym & 0xff], 0, index + 1))
+		bpf_map_push_elem(&free_rows, &index, 0);
+	return 0;
 }
 
 static __always_inline bool is_late(const struct frail_ph_row *r, const struct frail_ph_profile *p)
@@ -727,7 +761,7 @@ int guest_sys_enter(struct frail_event_args *args)
 	struct frail_ph_thread *t;
 	struct frail_ph_profile *p;
 	struct frail_ph_row *r;
-	__u32 sym, row_key, fresh = 0, miss = 0, flags, state, verdict;
+	__u32 sym, fresh = 0, miss = 0, flags, state, verdict;
 	bool learning;
 	struct call c;
 
@@ -766,11 +800,10 @@ int guest_sys_enter(struct frail_event_args *args)
 
 	learning = vm->flags & 2;
 	sym = symbol_of(&c, p);
-	row_key = t->profile << 8 | sym;
-	r = bpf_map_lookup_elem(&rows, &row_key);
+	r = row_of(p, sym);
 	if (!r && learning) {
-		bpf_map_update_elem(&rows, &row_key, &zero_row, BPF_NOEXIST);
-		r = bpf_map_lookup_elem(&rows, &row_key);
+		new_row(p, sym);
+		r = row_of(p, sym);
 		if (!r)
 			count(FRAIL_PH_FULL_ROWS, &c);
 	}
@@ -844,7 +877,9 @@ int control(struct bpf_raw_tracepoint_args *ctx)
 	struct frail_ph_profile *p;
 
 	if (ctx->args[1] == FRAIL_PH_TAKE)
-		return take_profile();
+		return take(&free_profiles, &next_profile, max_profiles);
+	if (ctx->args[1] == FRAIL_PH_TAKE_ROW)
+		return take(&free_rows, &next_row, max_rows);
 	p = profile_at(ctx->args[0]);
 	if (!p || !p->serial)
 		return 1;
@@ -858,6 +893,9 @@ int control(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	case FRAIL_PH_SENSITIZE:
 		forget(p);
+		return 0;
+	case FRAIL_PH_RETIRE:
+		p->serial = 0;
 		return 0;
 	}
 	return 1;

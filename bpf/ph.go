@@ -48,6 +48,8 @@ const (
 	PhTolerize  = uint64(phFrailPhControlFRAIL_PH_TOLERIZE)
 	PhSensitize = uint64(phFrailPhControlFRAIL_PH_SENSITIZE)
 	PhTake      = uint64(phFrailPhControlFRAIL_PH_TAKE)
+	PhTakeRow   = uint64(phFrailPhControlFRAIL_PH_TAKE_ROW)
+	PhRetire    = uint64(phFrailPhControlFRAIL_PH_RETIRE)
 )
 
 // Indices of the analysis' counters.

@@ -51,6 +51,8 @@ enum frail_ph_control {
 	FRAIL_PH_TOLERIZE = 2,
 	FRAIL_PH_SENSITIZE = 3,
 	FRAIL_PH_TAKE = 4,	/* returns the index of a profile nobody has, or -1 */
+	FRAIL_PH_TAKE_ROW = 5,	/* likewise of a row */
+	FRAIL_PH_RETIRE = 6,	/* nobody has the profile any more */
 };
 
 /* How often the analysis could not do its work; indices of the counters map. */
@@ -141,6 +143,7 @@ struct frail_ph_executable {
  * @exe: whose it is
  * @symbol: by system call number, table * FRAIL_PH_TABLE + number
  * @number: by symbol, for those given
+ * @row: likewise: 1 + the index of the call's row; 0: it has none
  */
 struct frail_ph_profile {
 	__u32 serial;
@@ -164,6 +167,7 @@ struct frail_ph_profile {
 	struct frail_ph_executable exe;
 	__u32 symbol[FRAIL_PH_NUMBERS / 4];
 	__u16 number[256];
+	__u32 row[256];
 };
 
 /**

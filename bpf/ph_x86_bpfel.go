@@ -28,6 +28,8 @@ const (
 	phFrailPhControlFRAIL_PH_TOLERIZE  phFrailPhControl = 2
 	phFrailPhControlFRAIL_PH_SENSITIZE phFrailPhControl = 3
 	phFrailPhControlFRAIL_PH_TAKE      phFrailPhControl = 4
+	phFrailPhControlFRAIL_PH_TAKE_ROW  phFrailPhControl = 5
+	phFrailPhControlFRAIL_PH_RETIRE    phFrailPhControl = 6
 )
 
 type phFrailPhCounter uint32
@@ -116,6 +118,7 @@ type phFrailPhProfile struct {
 	Exe         phFrailPhExecutable
 	Symbol      [768]uint32
 	Number      [256]uint16
+	Row         [256]uint32
 }
 
 type phFrailPhRecord struct {
@@ -200,6 +203,7 @@ const (
 	phMapExecutables    = "executables"
 	phMapForks          = "forks"
 	phMapFreeProfiles   = "free_profiles"
+	phMapFreeRows       = "free_rows"
 	phMapProfiles       = "profiles"
 	phMapRecords        = "records"
 	phMapRows           = "rows"
@@ -214,7 +218,9 @@ const (
 	phVarCounters       = "counters"
 	phVarLastSerial     = "last_serial"
 	phVarMaxProfiles    = "max_profiles"
+	phVarMaxRows        = "max_rows"
 	phVarNextProfile    = "next_profile"
+	phVarNextRow        = "next_row"
 	phVarPhClock        = "ph_clock"
 	phVarPhControlOps   = "ph_control_ops"
 	phVarPhCounter      = "ph_counter"
@@ -222,7 +228,6 @@ const (
 	phVarPhFlags        = "ph_flags"
 	phVarPhKnownBy      = "ph_known_by"
 	phVarPhRecord       = "ph_record"
-	phVarZeroRow        = "zero_row"
 	phVarZeroThread     = "zero_thread"
 )
 
@@ -281,6 +286,7 @@ type phMapSpecs struct {
 	Executables  *ebpf.MapSpec `ebpf:"executables"`
 	Forks        *ebpf.MapSpec `ebpf:"forks"`
 	FreeProfiles *ebpf.MapSpec `ebpf:"free_profiles"`
+	FreeRows     *ebpf.MapSpec `ebpf:"free_rows"`
 	Profiles     *ebpf.MapSpec `ebpf:"profiles"`
 	Records      *ebpf.MapSpec `ebpf:"records"`
 	Rows         *ebpf.MapSpec `ebpf:"rows"`
@@ -297,7 +303,9 @@ type phVariableSpecs struct {
 	Counters     *ebpf.VariableSpec `ebpf:"counters"`
 	LastSerial   *ebpf.VariableSpec `ebpf:"last_serial"`
 	MaxProfiles  *ebpf.VariableSpec `ebpf:"max_profiles"`
+	MaxRows      *ebpf.VariableSpec `ebpf:"max_rows"`
 	NextProfile  *ebpf.VariableSpec `ebpf:"next_profile"`
+	NextRow      *ebpf.VariableSpec `ebpf:"next_row"`
 	PhClock      *ebpf.VariableSpec `ebpf:"ph_clock"`
 	PhControlOps *ebpf.VariableSpec `ebpf:"ph_control_ops"`
 	PhCounter    *ebpf.VariableSpec `ebpf:"ph_counter"`
@@ -305,7 +313,6 @@ type phVariableSpecs struct {
 	PhFlags      *ebpf.VariableSpec `ebpf:"ph_flags"`
 	PhKnownBy    *ebpf.VariableSpec `ebpf:"ph_known_by"`
 	PhRecord     *ebpf.VariableSpec `ebpf:"ph_record"`
-	ZeroRow      *ebpf.VariableSpec `ebpf:"zero_row"`
 	ZeroThread   *ebpf.VariableSpec `ebpf:"zero_thread"`
 }
 
@@ -332,6 +339,7 @@ type phMaps struct {
 	Executables  *ebpf.Map `ebpf:"executables"`
 	Forks        *ebpf.Map `ebpf:"forks"`
 	FreeProfiles *ebpf.Map `ebpf:"free_profiles"`
+	FreeRows     *ebpf.Map `ebpf:"free_rows"`
 	Profiles     *ebpf.Map `ebpf:"profiles"`
 	Records      *ebpf.Map `ebpf:"records"`
 	Rows         *ebpf.Map `ebpf:"rows"`
@@ -345,6 +353,7 @@ func (m *phMaps) Close() error {
 		m.Executables,
 		m.Forks,
 		m.FreeProfiles,
+		m.FreeRows,
 		m.Profiles,
 		m.Records,
 		m.Rows,
@@ -362,7 +371,9 @@ type phVariables struct {
 	Counters     *ebpf.Variable `ebpf:"counters"`
 	LastSerial   *ebpf.Variable `ebpf:"last_serial"`
 	MaxProfiles  *ebpf.Variable `ebpf:"max_profiles"`
+	MaxRows      *ebpf.Variable `ebpf:"max_rows"`
 	NextProfile  *ebpf.Variable `ebpf:"next_profile"`
+	NextRow      *ebpf.Variable `ebpf:"next_row"`
 	PhClock      *ebpf.Variable `ebpf:"ph_clock"`
 	PhControlOps *ebpf.Variable `ebpf:"ph_control_ops"`
 	PhCounter    *ebpf.Variable `ebpf:"ph_counter"`
@@ -370,7 +381,6 @@ type phVariables struct {
 	PhFlags      *ebpf.Variable `ebpf:"ph_flags"`
 	PhKnownBy    *ebpf.Variable `ebpf:"ph_known_by"`
 	PhRecord     *ebpf.Variable `ebpf:"ph_record"`
-	ZeroRow      *ebpf.Variable `ebpf:"zero_row"`
 	ZeroThread   *ebpf.Variable `ebpf:"zero_thread"`
 }
 

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"frail/lab/vm"
 )
 
 // analysed asks for the analysis with a wait that never ends: a test says itself when what
@@ -19,17 +21,24 @@ import (
 const analysed = `<frail:frail xmlns:frail="urn:frail:domain:1.0"><frail:trace/>` +
 	`<frail:sequence learn="yes" normal-wait="52w" anomaly="1000"/></frail:frail>`
 
-// The guest's server is a shell at another path, so that it is an executable of its own.
+// The guest's server is a shell at another path, so that it is an executable of its own: a copy
+// of busybox is busybox by any name that begins so.
 // serve is what it does all day, attack what it never did: it reads a file, and starts shells.
 const (
-	serverPath = "/tmp/server"
-	install    = `cp /bin/busybox /tmp/server && echo data >/tmp/page`
+	serverPath = "/tmp/busybox-server"
+	install    = `cp /bin/busybox /tmp/busybox-server && echo data >/tmp/page`
 	serve      = `i=0; while [ $i -lt %d ]; do read x </tmp/page; echo $x >/dev/null; i=$((i+1)); done`
 	attack     = `i=0; while [ $i -lt 5 ]; do umask 077; read x </etc/shadow; cd /; /bin/busybox sh -c true; kill -0 $$; i=$((i+1)); done`
 )
 
-func server(parts ...string) string {
-	return "/tmp/server sh -c '" + strings.Join(parts, "; ") + "'"
+// runServer runs the server once: what it does in it has to end by itself, and well.
+func runServer(t *testing.T, guest *vm.VM, parts ...string) vm.Result {
+	t.Helper()
+	res := runIn(t, guest, serverPath+" sh -c '"+strings.Join(parts, "; ")+"; exit 0'")
+	if res.Status != 0 {
+		t.Fatalf("the server ends with %d: %s", res.Status, res.Output)
+	}
+	return res
 }
 
 // alert is a line of frail alerts --json.
@@ -90,14 +99,14 @@ func TestAttackOnAServer(t *testing.T) {
 	runIn(t, guest, install)
 	// Twice: the end of one run and the start of the next are learnt too.
 	for range 2 {
-		runIn(t, guest, server(`echo pid=$$`, fmt.Sprintf(serve, 200)))
+		runServer(t, guest, `echo pid=$$`, fmt.Sprintf(serve, 200))
 	}
 	must(t, "frail", "profile", "normalize", guest.Name+serverPath)
 	dir := t.TempDir()
 	trained := filepath.Join(dir, "server.profile")
 	must(t, "frail", "profile", "export", guest.Name+serverPath, trained)
 
-	runIn(t, guest, server(`echo pid=$$`, fmt.Sprintf(serve, 50)))
+	runServer(t, guest, `echo pid=$$`, fmt.Sprintf(serve, 50))
 	if got := alertsOf(t, must(t, "frail", "alerts", guest.Name, "--json")); len(got) != 0 {
 		t.Fatalf("alerts of a server that does what it always did: %+v", got)
 	}
@@ -108,7 +117,7 @@ func TestAttackOnAServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "frail capture records", func() error { _, err := os.Stat(ready); return err })
-	attacked := runIn(t, guest, server(`echo pid=$$`, fmt.Sprintf(serve, 50), attack))
+	attacked := runServer(t, guest, `echo pid=$$`, fmt.Sprintf(serve, 50), attack)
 	if err := capture.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +135,7 @@ func TestAttackOnAServer(t *testing.T) {
 	})
 	a := live[0]
 	t.Logf("%+v", a)
-	if a.Kind != "attack" || a.Executable != serverPath || a.Comm != "server" || a.Domain != guest.Name || a.LFC != 13 ||
+	if a.Kind != "attack" || a.Executable != serverPath || a.Comm != "busybox-server" || a.Domain != guest.Name || a.LFC != 13 ||
 		a.PID != int(values(attacked.Output)["pid"]) || len(a.Calls) != 9 || len(a.Missed) == 0 {
 		t.Errorf("alert %+v of %s", a, attacked.Output)
 	}
@@ -153,7 +162,7 @@ func TestAttackOnAServer(t *testing.T) {
 	if err != nil || !p.Normal || p.Train > 64 {
 		t.Errorf("after the attack %+v, %v", p, err)
 	}
-	runIn(t, guest, server(attack))
+	runServer(t, guest, attack)
 	eventually(t, "the same attack is told again", func() error {
 		if again := alertsOf(t, must(t, "frail", "alerts", guest.Name, "--json")); len(again) <= len(live) {
 			return fmt.Errorf("%d alerts", len(again))
@@ -169,7 +178,7 @@ func TestTrainingOutlivesTheDaemon(t *testing.T) {
 	waitGuest(t, guest)
 	waitTraced(t, guest)
 	runIn(t, guest, install)
-	runIn(t, guest, server(fmt.Sprintf(serve, 100)))
+	runServer(t, guest, fmt.Sprintf(serve, 100))
 	before, err := serverProfile(t, guest.Name)
 	if err != nil {
 		t.Fatal(err)
@@ -192,23 +201,25 @@ func TestShortLivedProcesses(t *testing.T) {
 	guest := startGuest(t, "short", metadata(analysed))
 	waitGuest(t, guest)
 	waitTraced(t, guest)
-	const jobs = `i=0; while [ $i -lt %d ]; do /tmp/job %s; i=$((i+1)); done`
-	runIn(t, guest, `cp /bin/busybox /tmp/job; `+fmt.Sprintf(jobs, 100, "true"))
-	must(t, "frail", "profile", "normalize", guest.Name+"/tmp/job")
+	const jobs = `i=0; while [ $i -lt %d ]; do /tmp/busybox-job %s; i=$((i+1)); done`
+	if res := runIn(t, guest, `cp /bin/busybox /tmp/busybox-job; `+fmt.Sprintf(jobs, 100, "true")); res.Status != 0 || res.Output != "" {
+		t.Fatalf("jobs end with %d: %s", res.Status, res.Output)
+	}
+	must(t, "frail", "profile", "normalize", guest.Name+"/tmp/busybox-job")
 	runIn(t, guest, fmt.Sprintf(jobs, 100, "true"))
 	if got := alertsOf(t, must(t, "frail", "alerts", guest.Name, "--json")); len(got) != 0 {
 		t.Fatalf("alerts of jobs that do what they always did: %+v", got)
 	}
 	runIn(t, guest, fmt.Sprintf(jobs, 100, "sync"))
 	got := alertsOf(t, must(t, "frail", "alerts", guest.Name, "--json"))
-	if len(got) != 1 || got[0].Kind != "processes" || got[0].Executable != "/tmp/job" {
+	if len(got) != 1 || got[0].Kind != "processes" || got[0].Executable != "/tmp/busybox-job" {
 		t.Errorf("alerts of 100 jobs that do something else: %+v", got)
 	}
 	// Killed while they sleep: these end with no call.
 	runIn(t, guest, `i=0; while [ $i -lt 20 ]; do sleep 1000 & i=$((i+1)); done; killall -9 sleep`)
 	eventually(t, "only living processes are known", func() error {
 		out := must(t, "frail", "top", guest.Name, "--batch", "-n", "1")
-		for _, name := range []string{" job ", " sleep "} {
+		for _, name := range []string{" busybox-job ", " sleep "} {
 			if n := strings.Count(out, name); n > 0 {
 				return fmt.Errorf("%d of%sare known", n, name)
 			}

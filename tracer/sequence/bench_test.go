@@ -133,7 +133,7 @@ func BenchmarkCall(b *testing.B) {
 func memory(b *testing.B, a *Analyzer) uint64 {
 	b.Helper()
 	var sum uint64
-	for _, m := range []*ebpf.Map{a.objs.VMs, a.objs.Executables, a.objs.Profiles, a.objs.Free, a.objs.Rows, a.objs.Threads, a.objs.Forks, a.objs.Records} {
+	for _, m := range []*ebpf.Map{a.objs.VMs, a.objs.Executables, a.objs.Profiles, a.objs.Free, a.objs.Rows, a.objs.FreeRows, a.objs.Threads, a.objs.Forks, a.objs.Records} {
 		info, err := m.Info()
 		must(b, err)
 		n, ok := info.Memlock()
@@ -160,8 +160,8 @@ func BenchmarkMemory(b *testing.B) {
 		for i := range 1000 {
 			must(b, a.Load(ph.NewExecutable(1, fmt.Sprint("/p", i)), p))
 		}
-		// The array of profiles is there from the start.
-		perProfile = float64(memory(b, a)-empty)/1000 + float64(unsafe.Sizeof(bpf.PhProfile{}))
+		// The arrays of profiles and rows are there from the start.
+		perProfile = float64(memory(b, a)-empty)/1000 + float64(unsafe.Sizeof(bpf.PhProfile{})+53*unsafe.Sizeof(bpf.PhRow{}))
 		k := bpftest.New(b, 5)
 		for i := range 100000 {
 			k.FireProcess(b, a.objs.Process, 0, described(bpf.Event{

@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"frail/bpf"
 	"frail/tracer"
@@ -141,13 +140,12 @@ func (a *Analyzer) Profile(exe ph.Executable) (*ph.Profile, error) {
 		}
 		return ph.Number(p.Number[s])
 	}
-	for s := range uint32(other + 1) {
-		var r bpf.PhRow
-		err := a.objs.Rows.Lookup(index<<8|s, &r)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
+	for s, row := range p.Row {
+		if row == 0 {
 			continue
 		}
-		if err != nil {
+		var r bpf.PhRow
+		if err := a.objs.Rows.Lookup(row-1, &r); err != nil {
 			return nil, fmt.Errorf("read profile of %q: %w", exe.Name(), err)
 		}
 		catchUp(&r, p)
@@ -186,7 +184,7 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	if err := a.remove(exe); err != nil && !errors.Is(err, ErrNoProfile) {
 		return err
 	}
-	index, err := a.take()
+	index, err := a.take(bpf.PhTake, a.objs.Profiles, "profiles")
 	if err != nil {
 		return fmt.Errorf("load profile of %q: %w", exe.Name(), err)
 	}
@@ -216,12 +214,13 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 		for _, pair := range fr.Pairs {
 			r.Train[symbols[pair.Prev]], r.Test[symbols[pair.Prev]] = pair.Train, pair.Test
 		}
-		if err := a.objs.Rows.Put(index<<8|uint32(symbols[fr.Call]), &r); err != nil {
-			a.giveBack(index)
-			if errors.Is(err, unix.E2BIG) {
-				err = fmt.Errorf("%d rows: %w", a.objs.Rows.MaxEntries(), ErrLimit)
-			}
-			return fmt.Errorf("load profile of %q: %w", exe.Name(), err)
+		row, err := a.take(bpf.PhTakeRow, a.objs.Rows, "rows")
+		if err == nil {
+			p.Row[symbols[fr.Call]] = row + 1
+			err = a.objs.Rows.Put(row, &r)
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("load profile of %q: %w", exe.Name(), err), a.giveBack(index, p))
 		}
 	}
 	if err := a.objs.Profiles.Put(index, p); err != nil {
@@ -233,15 +232,15 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	return nil
 }
 
-// take returns the index of an unused profile. It races with the programs for it by
+// take returns the index of an unused element of a map. It races with the programs for it by
 // asking one of them.
-func (a *Analyzer) take() (uint32, error) {
-	index, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{0, bpf.PhTake}})
+func (a *Analyzer) take(which uint64, of *ebpf.Map, what string) (uint32, error) {
+	index, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{0, which}})
 	if err != nil {
-		return 0, fmt.Errorf("take a profile: %w", err)
+		return 0, fmt.Errorf("take of %s: %w", what, err)
 	}
-	if index >= a.objs.Profiles.MaxEntries() {
-		return 0, fmt.Errorf("%d profiles: %w", a.objs.Profiles.MaxEntries(), ErrLimit)
+	if index >= of.MaxEntries() {
+		return 0, fmt.Errorf("%d %s: %w", of.MaxEntries(), what, ErrLimit)
 	}
 	return index, nil
 }
@@ -263,7 +262,7 @@ func (a *Analyzer) remove(exe ph.Executable) error {
 	if err := a.objs.Executables.Delete(exe.BPF()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
-	if err := a.objs.Profiles.Put(index, new(bpf.PhProfile)); err != nil {
+	if _, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{uint64(index), bpf.PhRetire}}); err != nil {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
 	// A program that found the profile before may still run on another CPU.
@@ -271,17 +270,37 @@ func (a *Analyzer) remove(exe ph.Executable) error {
 	if _, err := a.deleteThreads(func(_ bpf.PhThreadKey, t *bpf.PhThread) bool { return t.Profile == index }); err != nil {
 		return err
 	}
-	a.giveBack(index)
+	p, err := a.at(index)
+	if err == nil {
+		err = a.giveBack(index, p)
+	}
+	if err != nil {
+		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
+	}
 	return nil
 }
 
-// giveBack frees a profile's place and what it has of the rows map. A row that is not there
-// is no matter, and the queue has room for all places.
-func (a *Analyzer) giveBack(index uint32) {
-	for s := range uint32(other + 1) {
-		_ = a.objs.Rows.Delete(index<<8 | s)
+// giveBack frees the place of a profile that nobody has any more, and its rows. The queues
+// have room for all.
+func (a *Analyzer) giveBack(index uint32, p *bpf.PhProfile) error {
+	for _, row := range p.Row {
+		if row == 0 {
+			continue
+		}
+		if err := a.objs.Rows.Put(row-1, new(bpf.PhRow)); err != nil {
+			return fmt.Errorf("free row: %w", err)
+		}
+		if err := a.objs.FreeRows.Put(nil, row-1); err != nil {
+			return fmt.Errorf("free row: %w", err)
+		}
 	}
-	_ = a.objs.Free.Put(nil, index)
+	if err := a.objs.Profiles.Put(index, new(bpf.PhProfile)); err != nil {
+		return fmt.Errorf("free profile: %w", err)
+	}
+	if err := a.objs.Free.Put(nil, index); err != nil {
+		return fmt.Errorf("free profile: %w", err)
+	}
+	return nil
 }
 
 // Control changes the state of the profile of exe.

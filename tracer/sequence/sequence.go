@@ -28,7 +28,7 @@ const (
 
 // Options are what an Analyzer is made with. The zero value has the defaults.
 type Options struct {
-	// Limits bound kernel memory. Profiles take 5 KiB each at once, rows 0.6 KiB and
+	// Limits bound kernel memory. Profiles take 6 KiB and rows 0.5 KiB each at once,
 	// threads 0.5 KiB each when they are needed. Zero: [ph.DefaultLimits].
 	Limits ph.Limits
 	// RingBytes is the size of the ring buffer, a power of two of pages. Zero:
@@ -46,6 +46,7 @@ type objects struct {
 	Profiles    *ebpf.Map      `ebpf:"profiles"`
 	Free        *ebpf.Map      `ebpf:"free_profiles"`
 	Rows        *ebpf.Map      `ebpf:"rows"`
+	FreeRows    *ebpf.Map      `ebpf:"free_rows"`
 	Threads     *ebpf.Map      `ebpf:"threads"`
 	Forks       *ebpf.Map      `ebpf:"forks"`
 	Records     *ebpf.Map      `ebpf:"records"`
@@ -55,7 +56,7 @@ type objects struct {
 
 func (o *objects) close() error {
 	return errors.Join(o.Enter.Close(), o.Process.Close(), o.Control.Close(), o.Nothing.Close(), o.VMs.Close(),
-		o.Executables.Close(), o.Profiles.Close(), o.Free.Close(), o.Rows.Close(), o.Threads.Close(),
+		o.Executables.Close(), o.Profiles.Close(), o.Free.Close(), o.Rows.Close(), o.FreeRows.Close(), o.Threads.Close(),
 		o.Forks.Close(), o.Records.Close())
 }
 
@@ -93,10 +94,13 @@ func New(opts Options) (*Analyzer, error) {
 	spec.Maps["profiles"].MaxEntries = uint32(l.Profiles)
 	spec.Maps["free_profiles"].MaxEntries = uint32(l.Profiles)
 	spec.Maps["rows"].MaxEntries = uint32(l.Rows)
+	spec.Maps["free_rows"].MaxEntries = uint32(l.Rows)
 	spec.Maps["threads"].MaxEntries = uint32(l.Threads)
 	spec.Maps["records"].MaxEntries = uint32(opts.RingBytes)
-	if err := spec.Variables["max_profiles"].Set(uint32(l.Profiles)); err != nil {
-		return nil, fmt.Errorf("set limit of profiles: %w", err)
+	for name, limit := range map[string]int{"max_profiles": l.Profiles, "max_rows": l.Rows} {
+		if err := spec.Variables[name].Set(uint32(limit)); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
 	}
 	a := new(Analyzer)
 	if err := spec.LoadAndAssign(&a.objs, nil); err != nil {
