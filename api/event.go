@@ -94,7 +94,7 @@ func PackIdentity(p *bpf.Process) *TraceResponse {
 		Time: p.Head.Time, Vm: p.Head.Vm, Task: p.Head.Task, Who: p.Head.Who, Pid: p.Head.Pid, Tgid: p.Head.Tgid,
 		Comm: bytes.Clone(p.Head.CommBytes()), Start: p.Start, Known: p.Known, Ppid: p.Ppid, NsPid: p.NsPid,
 		Uid: p.Uid, Gid: p.Gid, Euid: p.Euid, Egid: p.Egid,
-		Exe: bytes.Clone(p.ExeBytes()), Cgroup: bytes.Clone(p.CgroupBytes()),
+		Exe: bytes.Clone(p.ExeBytes()), Cgroup: bytes.Clone(p.CgroupBytes()), Cr3: p.Head.Cr3,
 	}}}
 }
 
@@ -103,7 +103,7 @@ func (x *Identity) Unpack(p *bpf.Process) {
 	*p = bpf.Process{
 		Head: bpf.Event{
 			Time: x.GetTime(), Vm: x.GetVm(), Kind: bpf.EventProcess, Flags: bpf.EventIdentity,
-			Task: x.GetTask(), Who: x.GetWho(), Pid: x.GetPid(), Tgid: x.GetTgid(),
+			Cr3: x.GetCr3(), Task: x.GetTask(), Who: x.GetWho(), Pid: x.GetPid(), Tgid: x.GetTgid(),
 		},
 		Start: x.GetStart(), Known: x.GetKnown(), Ppid: x.GetPpid(), NsPid: x.GetNsPid(),
 		Uid: x.GetUid(), Gid: x.GetGid(), Euid: x.GetEuid(), Egid: x.GetEgid(),

@@ -101,7 +101,7 @@ func TestBatchAddDoesNotAllocate(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	want := bpf.Process{
-		Head:  bpf.Event{Time: 1, Vm: 2, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Task: 3, Who: 4, Pid: 5, Tgid: 6},
+		Head:  bpf.Event{Time: 1, Vm: 2, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Cr3: 15, Task: 3, Who: 4, Pid: 5, Tgid: 6},
 		Start: 7, Known: 8, Ppid: 9, NsPid: 10, Uid: 11, Gid: 12, Euid: 13, Egid: 14,
 	}
 	copy(want.Head.Comm[:], "sh")

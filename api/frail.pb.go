@@ -1772,6 +1772,7 @@ type Identity struct {
 	// Without their NUL padding, like comm.
 	Exe           []byte `protobuf:"bytes,16,opt,name=exe,proto3" json:"exe,omitempty"`
 	Cgroup        []byte `protobuf:"bytes,17,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Cr3           uint64 `protobuf:"fixed64,18,opt,name=cr3,proto3" json:"cr3,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1923,6 +1924,13 @@ func (x *Identity) GetCgroup() []byte {
 		return x.Cgroup
 	}
 	return nil
+}
+
+func (x *Identity) GetCr3() uint64 {
+	if x != nil {
+		return x.Cr3
+	}
+	return 0
 }
 
 // Lost says that events were lost at this point of the stream.
@@ -2345,7 +2353,7 @@ type Alert struct {
 	Vm   uint32 `protobuf:"varint,5,opt,name=vm,proto3" json:"vm,omitempty"`
 	Pid  int32  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	Tgid int32  `protobuf:"varint,7,opt,name=tgid,proto3" json:"tgid,omitempty"`
-	// Bytes, not text: the guest chooses them.
+	// Bytes, not text: the guest chooses them. As in tracer/ph.Executable.Name.
 	Executable []byte `protobuf:"bytes,8,opt,name=executable,proto3" json:"executable,omitempty"`
 	// The call that raised the alert and the eight before it, by number as in
 	// tracer/ph.Number, the newest first.
@@ -2363,7 +2371,9 @@ type Alert struct {
 	Limit uint32 `protobuf:"varint,15,opt,name=limit,proto3" json:"limit,omitempty"`
 	Count uint64 `protobuf:"varint,16,opt,name=count,proto3" json:"count,omitempty"`
 	// On the clock of Event.time.
-	BootNano      uint64 `protobuf:"varint,17,opt,name=boot_nano,json=bootNano,proto3" json:"boot_nano,omitempty"`
+	BootNano uint64 `protobuf:"varint,17,opt,name=boot_nano,json=bootNano,proto3" json:"boot_nano,omitempty"`
+	// The thread's name; bytes, like executable.
+	Comm          []byte `protobuf:"bytes,18,opt,name=comm,proto3" json:"comm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2515,6 +2525,13 @@ func (x *Alert) GetBootNano() uint64 {
 		return x.BootNano
 	}
 	return 0
+}
+
+func (x *Alert) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
 }
 
 type ProfilesRequest struct {
@@ -4303,7 +4320,7 @@ const file_frail_proto_rawDesc = "" +
 	"\x03pid\x18\x0e \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x0f \x01(\x05R\x04tgid\x12\x12\n" +
 	"\x04comm\x18\x10 \x01(\fR\x04comm\x12\x10\n" +
-	"\x03who\x18\x11 \x01(\x04R\x03who\"\xdb\x02\n" +
+	"\x03who\x18\x11 \x01(\x04R\x03who\"\xed\x02\n" +
 	"\bIdentity\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\rR\x02vm\x12\x12\n" +
@@ -4322,7 +4339,8 @@ const file_frail_proto_rawDesc = "" +
 	"\x04euid\x18\x0e \x01(\rR\x04euid\x12\x12\n" +
 	"\x04egid\x18\x0f \x01(\rR\x04egid\x12\x10\n" +
 	"\x03exe\x18\x10 \x01(\fR\x03exe\x12\x16\n" +
-	"\x06cgroup\x18\x11 \x01(\fR\x06cgroup\"H\n" +
+	"\x06cgroup\x18\x11 \x01(\fR\x06cgroup\x12\x10\n" +
+	"\x03cr3\x18\x12 \x01(\x06R\x03cr3\"H\n" +
 	"\x04Lost\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12,\n" +
 	"\x06counts\x18\x02 \x01(\v2\x14.frail.v1.LossCountsR\x06counts\"f\n" +
@@ -4348,7 +4366,7 @@ const file_frail_proto_rawDesc = "" +
 	"\boptional\x18\x05 \x01(\bR\boptional\"?\n" +
 	"\rAlertsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\"\x88\x03\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"\x9c\x03\n" +
 	"\x05Alert\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
 	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x12\x12\n" +
@@ -4369,7 +4387,8 @@ const file_frail_proto_rawDesc = "" +
 	"\tanomalies\x18\x0e \x01(\x04R\tanomalies\x12\x14\n" +
 	"\x05limit\x18\x0f \x01(\rR\x05limit\x12\x14\n" +
 	"\x05count\x18\x10 \x01(\x04R\x05count\x12\x1b\n" +
-	"\tboot_nano\x18\x11 \x01(\x04R\bbootNano\")\n" +
+	"\tboot_nano\x18\x11 \x01(\x04R\bbootNano\x12\x12\n" +
+	"\x04comm\x18\x12 \x01(\fR\x04comm\")\n" +
 	"\x0fProfilesRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\"\xc4\x01\n" +
 	"\x10ProfilesResponse\x12-\n" +

@@ -26,12 +26,20 @@ char __license[] SEC("license") = "GPL";
 /* Set before loading: the number of entries of the profiles map. */
 const volatile __u32 max_profiles = 1024;
 
-/* What new elements begin as: too large for the stack. */
-const struct frail_ph_row zero_row = {};
+/* Likewise of the rows map. */
+const volatile __u32 max_rows = 60000;
+
+/* What a new element begins as: too large for the stack. */
 const struct frail_ph_thread zero_thread = {};
 
-/* Profiles given out. */
+/* Profiles given out that were never used before. */
 __u32 next_profile = 0;
+
+/* Likewise rows. */
+__u32 next_row = 0;
+
+/* The last frail_ph_profile.serial. */
+__u32 last_serial = 0;
 
 /* Raised by user space now and then: threads of an old age were idle since. */
 __u32 age = 0;
@@ -62,14 +70,27 @@ struct {
 	__type(value, struct frail_ph_profile);
 } profiles SEC(".maps");
 
-/* By profile << 8 | symbol of the current call. */
+/* Indices of profiles that nobody has any more: user space puts them here. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1024);
+	__type(value, __u32);
+} free_profiles SEC(".maps");
+
+/* An array: profiles have the indices, which costs less than a hash. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 60000);
 	__type(key, __u32);
 	__type(value, struct frail_ph_row);
 } rows SEC(".maps");
+
+/* Indices of rows that no profile has any more, which are all zero. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 60000);
+	__type(value, __u32);
+} free_rows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -90,6 +111,14 @@ struct {
 	__type(value, struct frail_ph_fork);
 } forks SEC(".maps");
 
+/* Where guest_process() makes a key: it is too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct frail_ph_executable);
+} scratch SEC(".maps");
+
 /* struct frail_ph_record; the analyser sets the size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -101,41 +130,58 @@ const enum frail_ph_event_flags *ph_event_flags __attribute__((unused));
 const enum frail_ph_flags *ph_flags __attribute__((unused));
 const enum frail_ph_control *ph_control_ops __attribute__((unused));
 const enum frail_ph_counter *ph_counter __attribute__((unused));
+const enum frail_ph_clock *ph_clock __attribute__((unused));
+const enum frail_ph_known_by *ph_known_by __attribute__((unused));
 const struct frail_ph_record *ph_record __attribute__((unused));
 
-/* The first and the last part of a struct frail_event, all that is needed. */
-struct head {
-	__u64 time;
-	__u32 vm;
-	__u32 vcpu;
-	__u16 kind;
-	__u16 insn;
-	__u32 flags;
-	__s64 nr;
-};
-
-struct tail {
+/* What of a struct frail_event is needed of every call and is no argument. */
+struct caller {
 	__u64 sp;
 	__u64 cr3;
 	__u64 task;
 	__u64 who;
 	__s32 pid;
 	__s32 tgid;
-	__u64 comm[FRAIL_COMM_LEN / 8];
 };
 
-_Static_assert(offsetof(struct frail_event, nr) + 8 == sizeof(struct head), "head of frail_event");
-_Static_assert(offsetof(struct frail_event, sp) + sizeof(struct tail) == sizeof(struct frail_event),
-	       "tail of frail_event");
+_Static_assert(offsetof(struct frail_event, tgid) - offsetof(struct frail_event, sp) ==
+	       offsetof(struct caller, tgid), "caller in frail_event");
 
 /* What is known of the call that is analysed. */
 struct call {
-	struct head h;
-	struct tail t;
-	__u64 space;
+	__u64 event;	/* address of the struct frail_event */
+	struct caller by;
+	__u32 vm;
 	__u32 number;
 	__u32 was;
 };
+
+/* The event's own time: the tracepoint's have none, it is taken when it is needed. */
+static __always_inline __u64 event_time(const struct call *c)
+{
+	__u64 time = 0;
+
+	bpf_probe_read_kernel(&time, sizeof(time),
+			      (const void *)c->event + offsetof(struct frail_event, time));
+	return time;
+}
+
+/* The clock of normal_time: user space sets it for a time of day. */
+static __always_inline __u64 monotonic_of(const struct call *c)
+{
+	return event_time(c) ?: bpf_ktime_get_ns();
+}
+
+static __always_inline __u64 time_of(const struct call *c)
+{
+	return event_time(c) ?: bpf_ktime_get_boot_ns();
+}
+
+static __always_inline void read_comm(__u8 *comm, const struct call *c)
+{
+	bpf_probe_read_kernel(comm, FRAIL_COMM_LEN,
+			      (const void *)c->event + offsetof(struct frail_event, comm));
+}
 
 /*
  * Functions that are not static are verified once, by themselves; those off the
@@ -159,34 +205,22 @@ __noinline int count(__u32 counter, const struct call *c)
 		return 0;
 	}
 	__builtin_memset(rec, 0, sizeof(*rec));
-	rec->time = c->h.time ?: bpf_ktime_get_boot_ns();
-	rec->vm = c->h.vm;
-	rec->pid = c->t.pid;
-	rec->tgid = c->t.tgid;
+	rec->time = time_of(c);
+	rec->exe.vm = c->vm;
+	rec->pid = c->by.pid;
+	rec->tgid = c->by.tgid;
 	rec->counter = counter + 1;
 	rec->train = n;
-	__builtin_memcpy(rec->comm, c->t.comm, sizeof(rec->comm));
+	read_comm(rec->comm, c);
 	bpf_ringbuf_submit(rec, 0);
 	return 0;
 }
 
-/* The clock of normal_time: user space sets it for a time of day. */
-static __always_inline __u64 monotonic_of(const struct call *c)
+static __always_inline __u32 number_of(const struct frail_event_args *args)
 {
-	return c->h.time ?: bpf_ktime_get_ns();
-}
+	__u32 nr = (__u32)args->nr, table = 0;
 
-/* The tracepoint's events have no time: it is taken when it is needed. */
-static __always_inline __u64 time_of(const struct call *c)
-{
-	return c->h.time ?: bpf_ktime_get_boot_ns();
-}
-
-static __always_inline __u32 number_of(const struct head *h)
-{
-	__u32 nr = (__u32)h->nr, table = 0;
-
-	if (h->insn != FRAIL_INSN_SYSCALL64) {
+	if (args->insn != FRAIL_INSN_SYSCALL64) {
 		table = 1;
 	} else if ((__s32)nr >= 0 && nr & 0x40000000) {
 		table = 2;
@@ -195,58 +229,87 @@ static __always_inline __u32 number_of(const struct head *h)
 	return nr < FRAIL_PH_TABLE ? table * FRAIL_PH_TABLE + nr : FRAIL_PH_OTHER_NUMBER;
 }
 
-static __always_inline void executable_of(const struct call *c, struct frail_ph_executable *exe)
-{
-	__u64 comm[2] = { c->t.comm[0], c->t.comm[1] };
-
-	exe->vm = c->h.vm;
-	pad_comm(&comm[0], &comm[1]);
-	__builtin_memcpy(exe->comm, comm, sizeof(exe->comm));
-}
-
 static __always_inline struct frail_ph_profile *profile_at(__u32 index)
 {
 	return bpf_map_lookup_elem(&profiles, &index);
 }
 
-/* Returns the index of the executable's profile, which it makes if need be; negative: no room. */
-__noinline int profile_of(const struct frail_ph_executable *exe)
+/*
+ * Which program a described thread runs. Its path, or, where the guest's layout does not
+ * lead to it, the thread's name. That a file has no name any more changes nothing: it is
+ * the same program, described once more.
+ */
+static __always_inline bool executable_of(struct frail_ph_executable *exe, __u32 vm,
+					  const struct frail_process *p)
 {
-	struct frail_ph_executable name;
+	__u64 *comm = (__u64 *)exe->name;
+	__u32 known;
+
+	if (bpf_probe_read_kernel(&known, sizeof(known), &p->known))
+		return false;
+	__builtin_memset(exe, 0, sizeof(*exe));
+	exe->vm = vm;
+	if (known & FRAIL_PROCESS_EXE) {
+		exe->known_by = known & FRAIL_PROCESS_EXE_CUT ? FRAIL_PH_BY_PATH_END : FRAIL_PH_BY_PATH;
+		return bpf_probe_read_kernel_str(exe->name, FRAIL_PATH_LEN + 1, p->exe) >= 0;
+	}
+	exe->known_by = FRAIL_PH_BY_COMM;
+	if (bpf_probe_read_kernel(exe->name, FRAIL_COMM_LEN, p->head.comm))
+		return false;
+	pad_comm(&comm[0], &comm[1]);
+	return true;
+}
+
+/* Returns an index that is free, or was never used before; negative: there is none. */
+static __always_inline int take(void *free, __u32 *next, __u32 max)
+{
+	__u32 index;
+
+	if (!bpf_map_pop_elem(free, &index))
+		return index;
+	if (*(volatile __u32 *)next >= max)
+		return -1;
+	index = __sync_fetch_and_add(next, 1);
+	return index < max ? (int)index : -1;
+}
+
+/* Returns the index of the executable's profile, which it makes if need be; negative: no room. */
+static __always_inline int profile_of(const struct frail_ph_executable *exe)
+{
 	struct frail_ph_profile *p;
 	__u32 *known, index;
+	int taken;
 
-	if (!exe)
-		return -1;
-	/* Before 6.2 a map's key must be on the stack of the function itself. */
-	name = *exe;
-	known = bpf_map_lookup_elem(&executables, &name);
+	known = bpf_map_lookup_elem(&executables, exe);
 	if (known)
 		return *known;
-	if (*(volatile __u32 *)&next_profile >= max_profiles)
+	taken = take(&free_profiles, &next_profile, max_profiles);
+	if (taken < 0)
 		return -1;
-	index = __sync_fetch_and_add(&next_profile, 1);
+	index = taken;
 	p = profile_at(index);
 	if (!p)
 		return -1;
 	p->exe = *exe;
 	p->fork_window = EMPTY_WINDOW;
-	p->used = 1;
-	if (bpf_map_update_elem(&executables, &name, &index, BPF_NOEXIST)) {
-		p->used = 0;
-		known = bpf_map_lookup_elem(&executables, &name);
+	p->serial = __sync_fetch_and_add(&last_serial, 1) + 1;
+	if (bpf_map_update_elem(&executables, exe, &index, BPF_NOEXIST)) {
+		p->serial = 0;
+		bpf_map_push_elem(&free_profiles, &index, 0);
+		known = bpf_map_lookup_elem(&executables, exe);
 		return known ? (int)*known : -1;
 	}
 	return index;
 }
 
 /* Returns the window of a new thread: its parent's, as far as that can be told. */
-static __always_inline __u64 inherit(const struct call *c, __u32 index, struct frail_ph_profile *p)
+static __always_inline __u64 inherit(const struct call *c, __u64 space,
+				     struct frail_ph_profile *p)
 {
-	struct frail_ph_space_key key = { .space = c->space, .vm = c->h.vm };
+	struct frail_ph_space_key key = { .space = space, .vm = c->vm };
 	struct frail_ph_fork *f = bpf_map_lookup_elem(&forks, &key);
 
-	if (f && f->profile == index && f->pending) {
+	if (f && f->serial == p->serial && f->pending) {
 		f->pending--;
 		if (p->fork_pending)
 			p->fork_pending--;
@@ -260,60 +323,60 @@ static __always_inline __u64 inherit(const struct call *c, __u32 index, struct f
 }
 
 /*
- * Begins the thread's state anew, for a thread or a program seen for the first
- * time. Returns NULL when a limit is reached.
+ * Begins the state of a described thread anew, unless only something changed that is no
+ * matter here, such as its credentials. Returns FRAIL_PH_NEW_*.
  */
-static __always_inline struct frail_ph_thread *
-begin(const struct call *c, const struct frail_ph_thread_key *key, struct frail_ph_thread *t, __u32 *flags)
+static __always_inline __u32 begin(const struct call *c, const struct frail_ph_executable *exe)
 {
-	struct frail_ph_executable exe;
+	struct frail_ph_thread_key key = { .vm = c->vm, .pid = c->by.pid };
+	/* Without its PCID. It is the user's, so PTI's bit is the same in all. */
+	__u64 space = c->by.cr3 & 0x000ffffffffff000ULL, window = EMPTY_WINDOW;
 	struct frail_ph_profile *p;
-	__u64 window = EMPTY_WINDOW;
+	struct frail_ph_thread *t;
 	bool added = false, known;
 	int index;
 
+	t = bpf_map_lookup_elem(&threads, &key);
 	if (!t) {
-		bpf_map_update_elem(&threads, key, &zero_thread, BPF_NOEXIST);
-		t = bpf_map_lookup_elem(&threads, key);
+		bpf_map_update_elem(&threads, &key, &zero_thread, BPF_NOEXIST);
+		t = bpf_map_lookup_elem(&threads, &key);
 		if (!t) {
 			count(FRAIL_PH_FULL_THREADS, c);
-			return NULL;
+			return 0;
 		}
 		added = true;
 	}
-	known = !added && t->task == c->t.task;
-
-	executable_of(c, &exe);
-	index = profile_of(&exe);
+	known = !added && t->task == c->by.task;
+	index = profile_of(exe);
 	p = index < 0 ? NULL : profile_at(index);
 	if (!p) {
-		if (added)
-			bpf_map_delete_elem(&threads, key);
+		bpf_map_delete_elem(&threads, &key);
 		count(FRAIL_PH_FULL_PROFILES, c);
-		return NULL;
+		return 0;
 	}
-	t->comm[0] = c->t.comm[0];
-	t->comm[1] = c->t.comm[1];
-	/* The bytes after the name changed. */
-	if (known && t->space == c->space && t->profile == (__u32)index)
-		return t;
+	t->who = c->by.who;
+	read_comm((__u8 *)t->comm, c);
+	t->age = age;
+	if (known && t->space == space && t->profile == (__u32)index && t->serial == p->serial)
+		return 0;
 	if (known) {
-		*flags = FRAIL_PH_NEW_PROGRAM;
+		t->news |= FRAIL_PH_NEW_PROGRAM;
 	} else {
-		*flags = FRAIL_PH_NEW_THREAD;
-		window = inherit(c, index, p);
+		t->news = FRAIL_PH_NEW_THREAD;
+		window = inherit(c, space, p);
 	}
 	__sync_fetch_and_add(&p->threads, 1);
-	t->task = c->t.task;
-	t->space = c->space;
+	t->task = c->by.task;
+	t->space = space;
 	t->window = window;
 	t->frame[0] = t->frame[1] = 0;
 	t->calls = 0;
 	t->profile = index;
-	t->tgid = c->t.tgid;
+	t->serial = p->serial;
+	t->tgid = c->by.tgid;
 	t->lfc = t->max_lfc = t->alerted = t->anomalous = 0;
 	t->depth = t->moments = t->next = 0;
-	return t;
+	return t->news;
 }
 
 /* Gives a call a symbol. */
@@ -366,6 +429,29 @@ static __always_inline __u32 symbol_of(const struct call *c, struct frail_ph_pro
 	return sym ?: new_symbol(c, p) & 0xff;
 }
 
+static __always_inline struct frail_ph_row *row_of(const struct frail_ph_profile *p, __u32 sym)
+{
+	__u32 index = p->row[sym & 0xff] - 1;
+
+	/* There is no row of index -1. */
+	return bpf_map_lookup_elem(&rows, &index);
+}
+
+/* Gives a profile a row, unless there is no room. */
+__noinline int new_row(struct frail_ph_profile *p, __u32 sym)
+{
+	__u32 index;
+	int taken = take(&free_rows, &next_row, max_rows);
+
+	if (!p || taken < 0)
+		return 0;
+	index = taken;
+	/* Another CPU may have been faster. */
+	if (__sync_val_compare_and_swap(&p->row[sym & 0xff], 0, index + 1))
+		bpf_map_push_elem(&free_rows, &index, 0);
+	return 0;
+}
+
 static __always_inline bool is_late(const struct frail_ph_row *r, const struct frail_ph_profile *p)
 {
 	return r->test_epoch != p->test_epoch || r->train_epoch != p->train_epoch;
@@ -398,6 +484,8 @@ static __always_inline void start_normal(struct frail_ph_profile *p)
 	p->train = 0;
 	p->last_mod = 0;
 	p->frozen = 0;
+	p->marked = 0;
+	p->alerted = 0;
 	p->normal = 1;
 }
 
@@ -457,7 +545,10 @@ static __always_inline __u32 mismatches(const struct frail_ph_row *r, __u64 wind
 	return miss;
 }
 
-/* Counts an anomalous thread and reports whether there are too many. */
+/*
+ * Counts an anomalous thread. Returns the flags of too many: told once, until there are fewer
+ * again, and never learnt.
+ */
 __noinline int mark(struct frail_ph_profile *p, __u32 limit)
 {
 	__u64 threads;
@@ -468,23 +559,27 @@ __noinline int mark(struct frail_ph_profile *p, __u32 limit)
 	n = __sync_fetch_and_add(&p->marked, 1);
 	threads = p->threads;
 	p->marks[n % FRAIL_PH_MARKS] = threads;
-	if (n + 1 <= limit || threads - p->marks[(n - limit) % FRAIL_PH_MARKS] >= FRAIL_PH_FRAME)
+	if (n < limit || threads - p->marks[(n - limit) % FRAIL_PH_MARKS] >= FRAIL_PH_FRAME) {
+		p->alerted = 0;
 		return 0;
-	p->marked = 0;
-	return 1;
+	}
+	if (p->alerted)
+		return FRAIL_PH_FORGOT;
+	p->alerted = 1;
+	return FRAIL_PH_MANY_PROCESSES | FRAIL_PH_FORGOT;
 }
 
 /* Remembers the window a child of the thread begins with. */
 static __always_inline void forked(const struct call *c, const struct frail_ph_thread *t,
 				   struct frail_ph_profile *p)
 {
-	struct frail_ph_space_key key = { .space = c->space, .vm = c->h.vm };
-	struct frail_ph_fork fork = { .profile = t->profile, .pending = 1, .window = t->window };
+	struct frail_ph_space_key key = { .space = t->space, .vm = c->vm };
+	struct frail_ph_fork fork = { .serial = t->serial, .pending = 1, .window = t->window };
 	struct frail_ph_fork *f = bpf_map_lookup_elem(&forks, &key);
 
 	p->fork_window = t->window;
 	__sync_fetch_and_add(&p->fork_pending, 1);
-	if (f && f->profile == t->profile) {
+	if (f && f->serial == t->serial) {
 		f->window = t->window;
 		__sync_fetch_and_add(&f->pending, 1);
 		return;
@@ -511,7 +606,7 @@ __noinline int sigreturn(const struct call *c, struct frail_ph_thread *t)
 			break;
 		at = t->next - 1 - i;
 		m = &t->moment[at % FRAIL_PH_HISTORY];
-		if (m->sp >= c->t.sp) {
+		if (m->sp >= c->by.sp) {
 			t->window = m->window;
 			t->moments -= i;
 			t->next = at + 1;
@@ -587,15 +682,14 @@ __noinline int tell(const struct call *c, const struct frail_ph_thread *t,
 		return 0;
 	}
 	rec->time = time_of(c);
-	rec->task = c->t.task;
+	rec->task = c->by.task;
 	rec->frame[0] = t->frame[0];
 	rec->frame[1] = t->frame[1];
 	rec->anomalies = p->anomalies;
 	rec->train = p->train;
-	rec->vm = c->h.vm;
-	rec->profile = t->profile;
-	rec->pid = c->t.pid;
-	rec->tgid = c->t.tgid;
+	rec->exe = p->exe;
+	rec->pid = c->by.pid;
+	rec->tgid = c->by.tgid;
 	rec->verdict = verdict;
 	rec->was = c->was;
 	rec->max_lfc = t->max_lfc;
@@ -608,7 +702,7 @@ __noinline int tell(const struct call *c, const struct frail_ph_thread *t,
 	}
 	rec->counter = 0;
 	__builtin_memset(rec->pad, 0, sizeof(rec->pad));
-	__builtin_memcpy(rec->comm, c->t.comm, sizeof(rec->comm));
+	read_comm(rec->comm, c);
 	bpf_ringbuf_submit(rec, 0);
 	return 0;
 }
@@ -618,58 +712,83 @@ static __always_inline __u32 state_of(const struct frail_ph_profile *p)
 	return (p->frozen ? FRAIL_PH_FROZEN : 0) | (p->normal ? FRAIL_PH_NORMAL : 0);
 }
 
-/* TP_PROTO(const struct frail_event *ev) */
-SEC("raw_tp/guest_sys_enter")
-int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+/* Returns whether the VM of an event is followed, and its settings in @vm. */
+static __always_inline const struct frail_ph_vm *followed(const struct frail_event_args *args)
 {
-	const void *src = (const void *)ctx->args[0];
+	__u32 slot = args->vm % FRAIL_VM_SLOTS;
+	const struct frail_ph_vm *vm = bpf_map_lookup_elem(&vms, &slot);
+
+	return vm && vm->vm == args->vm && vm->flags & 1 ? vm : NULL;
+}
+
+static __always_inline bool read_caller(struct call *c, const struct frail_event_args *args)
+{
+	c->event = args->event;
+	c->vm = args->vm;
+	if (bpf_probe_read_kernel(&c->by, sizeof(c->by),
+				  (const void *)c->event + offsetof(struct frail_event, sp))) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
+		return false;
+	}
+	return true;
+}
+
+/* Who a thread is comes before its first call, and again when that has changed. */
+SEC("raw_tp/guest_process")
+int guest_process(struct frail_event_args *args)
+{
+	struct frail_ph_executable *exe;
+	struct call c = {};
+	__u32 zero = 0;
+
+	if (!followed(args) || !read_caller(&c, args))
+		return 0;
+	exe = bpf_map_lookup_elem(&scratch, &zero);
+	if (!exe)
+		return 0;
+	if (!executable_of(exe, c.vm, (const struct frail_process *)c.event)) {
+		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
+		return 0;
+	}
+	return begin(&c, exe);
+}
+
+SEC("raw_tp/guest_sys_enter")
+int guest_sys_enter(struct frail_event_args *args)
+{
 	struct frail_ph_thread_key key;
 	const struct frail_ph_vm *vm;
 	struct frail_ph_thread *t;
 	struct frail_ph_profile *p;
 	struct frail_ph_row *r;
-	__u32 slot, sym, row_key, fresh = 0, miss = 0, flags = 0, state, verdict;
+	__u32 sym, fresh = 0, miss = 0, flags, state, verdict;
 	bool learning;
 	struct call c;
 
-	if (bpf_probe_read_kernel(&c.h, sizeof(c.h), src)) {
-		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
+	vm = followed(args);
+	if (!vm || args->kind != FRAIL_EVENT_ENTER || !read_caller(&c, args))
 		return 0;
-	}
-	slot = c.h.vm % FRAIL_VM_SLOTS;
-	vm = bpf_map_lookup_elem(&vms, &slot);
-	if (!vm || vm->vm != c.h.vm || !(vm->flags & 1) || c.h.kind != FRAIL_EVENT_ENTER)
-		return 0;
-	if (bpf_probe_read_kernel(&c.t, sizeof(c.t), src + offsetof(struct frail_event, sp))) {
-		__sync_fetch_and_add(&counters[FRAIL_PH_READ_FAULT], 1);
-		return 0;
-	}
-	if (!(c.h.flags & FRAIL_EVENT_IDENTITY)) {
+	if (!(args->flags & FRAIL_EVENT_IDENTITY)) {
 		count(FRAIL_PH_NO_IDENTITY, &c);
 		return 0;
 	}
-	/* Without its PCID. It is the user's, so PTI's bit is the same in all. */
-	c.space = c.t.cr3 & 0x000ffffffffff000ULL;
-	c.number = number_of(&c.h);
+	c.number = number_of(args);
 
-	key.vm = c.h.vm;
-	key.pid = c.t.pid;
+	key.vm = c.vm;
+	key.pid = c.by.pid;
 	t = bpf_map_lookup_elem(&threads, &key);
-	p = t ? profile_at(t->profile) : NULL;
-	if (!t || !p || t->task != c.t.task || t->space != c.space || t->comm[0] != c.t.comm[0] ||
-	    t->comm[1] != c.t.comm[1] || !p->used) {
-		t = begin(&c, &key, t, &flags);
-		if (!t)
-			return 0;
-		p = profile_at(t->profile);
-		if (!p)
-			return 0;
+	p = t && t->who == c.by.who ? profile_at(t->profile) : NULL;
+	if (!t || !p || t->serial != p->serial) {
+		count(FRAIL_PH_NO_PROGRAM, &c);
+		return 0;
 	}
+	flags = t->news;
+	t->news = 0;
 	t->calls++;
 	t->age = age;
 	c.was = state_of(p);
 
-	if (c.h.flags & FRAIL_EVENT_SIGNAL) {
+	if (args->flags & FRAIL_EVENT_SIGNAL) {
 		if (t->depth < FRAIL_PH_SIGNALS) {
 			t->saved[t->depth % FRAIL_PH_SIGNALS] = t->window;
 			t->depth++;
@@ -681,11 +800,10 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 
 	learning = vm->flags & 2;
 	sym = symbol_of(&c, p);
-	row_key = t->profile << 8 | sym;
-	r = bpf_map_lookup_elem(&rows, &row_key);
+	r = row_of(p, sym);
 	if (!r && learning) {
-		bpf_map_update_elem(&rows, &row_key, &zero_row, BPF_NOEXIST);
-		r = bpf_map_lookup_elem(&rows, &row_key);
+		new_row(p, sym);
+		r = row_of(p, sym);
 		if (!r)
 			count(FRAIL_PH_FULL_ROWS, &c);
 	}
@@ -693,7 +811,7 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		catch_up(r, p);
 	if (learning) {
 		fresh = learn(&c, p, r, t->window, vm->normal_wait);
-		if (p->frozen && monotonic_of(&c) >= p->normal_time) {
+		if (p->frozen && !(p->train % FRAIL_PH_CLOCK) && monotonic_of(&c) >= p->normal_time) {
 			start_normal(p);
 			if (r && is_late(r, p))
 				catch_up(r, p);
@@ -717,8 +835,7 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 			t->max_lfc = t->lfc;
 		if (!t->anomalous) {
 			t->anomalous = 1;
-			if (mark(p, vm->process_limit))
-				flags |= FRAIL_PH_MANY_PROCESSES | FRAIL_PH_FORGOT;
+			flags |= mark(p, vm->process_limit);
 		}
 	}
 	if (!t->lfc)
@@ -736,11 +853,11 @@ int guest_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	state = state_of(p);
 	verdict = fresh | miss << 8 | (__u32)t->lfc << 16 | (flags | state) << 24;
 	if (fresh || miss || state != c.was ||
-	    flags & ~(FRAIL_PH_FORGOT | (key.pid != c.t.tgid ? FRAIL_PH_NEW_THREAD : 0)))
+	    flags & ~(FRAIL_PH_FORGOT | (key.pid != c.by.tgid ? FRAIL_PH_NEW_THREAD : 0)))
 		tell(&c, t, p, verdict);
 
 	t->window = t->window << 8 | sym;
-	t->moment[t->next % FRAIL_PH_HISTORY].sp = c.t.sp;
+	t->moment[t->next % FRAIL_PH_HISTORY].sp = c.by.sp;
 	t->moment[t->next % FRAIL_PH_HISTORY].window = t->window;
 	t->next++;
 	if (t->moments < FRAIL_PH_HISTORY)
@@ -759,13 +876,12 @@ int control(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct frail_ph_profile *p;
 
-	if (ctx->args[1] == FRAIL_PH_TAKE) {
-		if (*(volatile __u32 *)&next_profile >= max_profiles)
-			return -1;
-		return __sync_fetch_and_add(&next_profile, 1);
-	}
+	if (ctx->args[1] == FRAIL_PH_TAKE)
+		return take(&free_profiles, &next_profile, max_profiles);
+	if (ctx->args[1] == FRAIL_PH_TAKE_ROW)
+		return take(&free_rows, &next_row, max_rows);
 	p = profile_at(ctx->args[0]);
-	if (!p || !p->used)
+	if (!p || !p->serial)
 		return 1;
 	switch (ctx->args[1]) {
 	case FRAIL_PH_NORMALIZE:
@@ -777,6 +893,9 @@ int control(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	case FRAIL_PH_SENSITIZE:
 		forget(p);
+		return 0;
+	case FRAIL_PH_RETIRE:
+		p->serial = 0;
 		return 0;
 	}
 	return 1;

@@ -3,7 +3,6 @@
 package bpf
 
 import (
-	"bytes"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -49,6 +48,8 @@ const (
 	PhTolerize  = uint64(phFrailPhControlFRAIL_PH_TOLERIZE)
 	PhSensitize = uint64(phFrailPhControlFRAIL_PH_SENSITIZE)
 	PhTake      = uint64(phFrailPhControlFRAIL_PH_TAKE)
+	PhTakeRow   = uint64(phFrailPhControlFRAIL_PH_TAKE_ROW)
+	PhRetire    = uint64(phFrailPhControlFRAIL_PH_RETIRE)
 )
 
 // Indices of the analysis' counters.
@@ -62,8 +63,20 @@ const (
 	PhSignalLost   = int(phFrailPhCounterFRAIL_PH_SIGNAL_LOST)
 	PhRingFull     = int(phFrailPhCounterFRAIL_PH_RING_FULL)
 	PhReadFault    = int(phFrailPhCounterFRAIL_PH_READ_FAULT)
+	PhNoProgram    = int(phFrailPhCounterFRAIL_PH_NO_PROGRAM)
 	PhCounters     = int(phFrailPhCounterFRAIL_PH_COUNTERS)
 )
+
+// Values of [PhExecutable].KnownBy.
+const (
+	PhByPath    = uint32(phFrailPhKnownByFRAIL_PH_BY_PATH)
+	PhByPathEnd = uint32(phFrailPhKnownByFRAIL_PH_BY_PATH_END)
+	PhByComm    = uint32(phFrailPhKnownByFRAIL_PH_BY_COMM)
+)
+
+// PhClock is how often the clock is looked at for a frozen profile: once in so many of its
+// calls.
+const PhClock = uint64(phFrailPhClockFRAIL_PH_CLOCK)
 
 // Bits of [PhVM].Flags.
 const (
@@ -82,9 +95,4 @@ func LoadPh() (*ebpf.CollectionSpec, error) {
 
 // CommBytes returns the thread's name up to its closing NUL. It is the guest's own choice
 // and may hold any byte. The slice aliases r.
-func (r *phFrailPhRecord) CommBytes() []byte {
-	if i := bytes.IndexByte(r.Comm[:], 0); i >= 0 {
-		return r.Comm[:i]
-	}
-	return r.Comm[:]
-}
+func (r *phFrailPhRecord) CommBytes() []byte { return untilNUL(r.Comm[:]) }

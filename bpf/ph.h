@@ -50,7 +50,9 @@ enum frail_ph_control {
 	FRAIL_PH_NORMALIZE = 1,
 	FRAIL_PH_TOLERIZE = 2,
 	FRAIL_PH_SENSITIZE = 3,
-	FRAIL_PH_TAKE = 4,	/* returns the index of a profile nobody has */
+	FRAIL_PH_TAKE = 4,	/* returns the index of a profile nobody has, or -1 */
+	FRAIL_PH_TAKE_ROW = 5,	/* likewise of a row */
+	FRAIL_PH_RETIRE = 6,	/* nobody has the profile any more */
 };
 
 /* How often the analysis could not do its work; indices of the counters map. */
@@ -64,8 +66,24 @@ enum frail_ph_counter {
 	FRAIL_PH_SIGNAL_LOST = 6,
 	FRAIL_PH_RING_FULL = 7,
 	FRAIL_PH_READ_FAULT = 8,
-	FRAIL_PH_COUNTERS = 9,
+	FRAIL_PH_NO_PROGRAM = 9,
+	FRAIL_PH_COUNTERS = 10,
 };
+
+enum frail_ph_clock {
+	/* Calls of a frozen profile for each look at the clock, which costs as much as a row. */
+	FRAIL_PH_CLOCK = 16,
+};
+
+/* How an executable is told from others. */
+enum frail_ph_known_by {
+	FRAIL_PH_BY_PATH = 1,
+	FRAIL_PH_BY_PATH_END = 2,	/* of a path that is too long */
+	FRAIL_PH_BY_COMM = 3,		/* the layout does not lead to the path */
+};
+
+/* Room for a path and a NUL. */
+#define FRAIL_PH_NAME_LEN (FRAIL_PATH_LEN + 8)
 
 /**
  * struct frail_ph_vm - the settings of one VM
@@ -90,19 +108,21 @@ struct frail_ph_vm {
 /**
  * struct frail_ph_executable - what a profile is about
  * @vm: the VM's id
- * @comm: the thread's name, NUL-padded
+ * @known_by: enum frail_ph_known_by
+ * @name: NUL-padded
  *
- * The one place, with executable_of(), that decides which program a thread
- * runs: an executable's path and build identity go here when events tell them.
+ * Made by executable_of(), from a struct frail_process: the one place that decides which
+ * program a thread runs.
  */
 struct frail_ph_executable {
 	__u32 vm;
-	__u8 comm[FRAIL_COMM_LEN];
+	__u32 known_by;
+	__u8 name[FRAIL_PH_NAME_LEN];
 };
 
 /**
  * struct frail_ph_profile - what is known of one executable, but for its rows
- * @used: 1 while an executable has it
+ * @serial: of the executable that has it, unique; 0 while none has
  * @normal: 1 while it judges
  * @frozen: 1 when it learnt nothing new for most of its training
  * @symbols: how many symbols are given
@@ -117,16 +137,16 @@ struct frail_ph_executable {
  * @marked: marks made
  * @fork_window: the window of the last call that makes threads
  * @fork_pending: threads it made that were not seen yet
- * @pad: zero
+ * @alerted: 1: too many of its threads were anomalous, and that was told
  * @threads: threads started
  * @marks: @threads when each of the last threads became anomalous
  * @exe: whose it is
- * @pad2: zero
  * @symbol: by system call number, table * FRAIL_PH_TABLE + number
  * @number: by symbol, for those given
+ * @row: likewise: 1 + the index of the call's row; 0: it has none
  */
 struct frail_ph_profile {
-	__u32 used;
+	__u32 serial;
 	__u32 normal;
 	__u32 frozen;
 	__u32 symbols;
@@ -141,13 +161,13 @@ struct frail_ph_profile {
 	__u32 marked;
 	__u64 fork_window;
 	__u32 fork_pending;
-	__u32 pad;
+	__u32 alerted;
 	__u64 threads;
 	__u64 marks[FRAIL_PH_MARKS];
 	struct frail_ph_executable exe;
-	__u32 pad2;
 	__u32 symbol[FRAIL_PH_NUMBERS / 4];
 	__u16 number[256];
+	__u32 row[256];
 };
 
 /**
@@ -176,13 +196,15 @@ struct frail_ph_moment {
 
 /**
  * struct frail_ph_thread - what is kept of one guest thread
+ * @who: serial number of its description
  * @task: address of its task_struct: another one means that the pid was used again
  * @space: its address space: another one means execve
  * @window: symbols of its last eight calls, the newest in the lowest byte
  * @frame: whether each of its last 128 calls was anomalous, the newest in bit 0 of [0]
- * @calls: made since it was first seen
- * @comm: its name as the last event had it
+ * @calls: made since its program began
+ * @comm: its name when it was described
  * @profile: index of its profile
+ * @serial: that profile's
  * @tgid: its process
  * @age: value of the age variable at its last call
  * @lfc: bits set in @frame
@@ -190,13 +212,14 @@ struct frail_ph_moment {
  * @alerted: 1: its attack was told
  * @anomalous: 1: it is counted in its profile's marks
  * @depth: windows in @saved
+ * @news: FRAIL_PH_NEW_THREAD and FRAIL_PH_NEW_PROGRAM, to be told with its next call
  * @moments: valid entries of @moment
  * @next: where @moment is written next
- * @pad: zero
  * @saved: windows that signal handlers interrupted
  * @moment: the last calls
  */
 struct frail_ph_thread {
+	__u64 who;
 	__u64 task;
 	__u64 space;
 	__u64 window;
@@ -204,16 +227,17 @@ struct frail_ph_thread {
 	__u64 calls;
 	__u64 comm[2];
 	__u32 profile;
+	__u32 serial;
 	__s32 tgid;
 	__u32 age;
 	__u8 lfc;
 	__u8 max_lfc;
 	__u8 alerted;
 	__u8 anomalous;
-	__u32 depth;
-	__u32 moments;
-	__u32 next;
-	__u32 pad;
+	__u8 depth;
+	__u8 news;
+	__u8 moments;
+	__u8 next;
 	__u64 saved[FRAIL_PH_SIGNALS];
 	struct frail_ph_moment moment[FRAIL_PH_HISTORY];
 };
@@ -224,7 +248,7 @@ struct frail_ph_space_key {
 };
 
 struct frail_ph_fork {
-	__u32 profile;
+	__u32 serial;
 	__u32 pending;
 	__u64 window;
 };
@@ -236,8 +260,7 @@ struct frail_ph_fork {
  * @frame: the thread's, this call included
  * @anomalies: of the profile
  * @train: of the profile
- * @vm: the VM's id
- * @profile: index of the profile
+ * @exe: whose profile it is; of a @counter only the VM's id
  * @pid: thread
  * @tgid: process
  * @verdict: what the program returns
@@ -254,8 +277,7 @@ struct frail_ph_record {
 	__u64 frame[2];
 	__u64 anomalies;
 	__u64 train;
-	__u32 vm;
-	__u32 profile;
+	struct frail_ph_executable exe;
 	__s32 pid;
 	__s32 tgid;
 	__u32 verdict;

@@ -15,6 +15,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type phFrailPhClock uint32
+
+const (
+	phFrailPhClockFRAIL_PH_CLOCK phFrailPhClock = 16
+)
+
 type phFrailPhControl uint32
 
 const (
@@ -22,6 +28,8 @@ const (
 	phFrailPhControlFRAIL_PH_TOLERIZE  phFrailPhControl = 2
 	phFrailPhControlFRAIL_PH_SENSITIZE phFrailPhControl = 3
 	phFrailPhControlFRAIL_PH_TAKE      phFrailPhControl = 4
+	phFrailPhControlFRAIL_PH_TAKE_ROW  phFrailPhControl = 5
+	phFrailPhControlFRAIL_PH_RETIRE    phFrailPhControl = 6
 )
 
 type phFrailPhCounter uint32
@@ -36,7 +44,8 @@ const (
 	phFrailPhCounterFRAIL_PH_SIGNAL_LOST   phFrailPhCounter = 6
 	phFrailPhCounterFRAIL_PH_RING_FULL     phFrailPhCounter = 7
 	phFrailPhCounterFRAIL_PH_READ_FAULT    phFrailPhCounter = 8
-	phFrailPhCounterFRAIL_PH_COUNTERS      phFrailPhCounter = 9
+	phFrailPhCounterFRAIL_PH_NO_PROGRAM    phFrailPhCounter = 9
+	phFrailPhCounterFRAIL_PH_COUNTERS      phFrailPhCounter = 10
 )
 
 type phFrailPhEventFlags uint32
@@ -46,9 +55,10 @@ const (
 )
 
 type phFrailPhExecutable struct {
-	_    structs.HostLayout
-	Vm   uint32
-	Comm [16]uint8
+	_       structs.HostLayout
+	Vm      uint32
+	KnownBy uint32
+	Name    [264]uint8
 }
 
 type phFrailPhFlags uint32
@@ -66,10 +76,18 @@ const (
 
 type phFrailPhFork struct {
 	_       structs.HostLayout
-	Profile uint32
+	Serial  uint32
 	Pending uint32
 	Window  uint64
 }
+
+type phFrailPhKnownBy uint32
+
+const (
+	phFrailPhKnownByFRAIL_PH_BY_PATH     phFrailPhKnownBy = 1
+	phFrailPhKnownByFRAIL_PH_BY_PATH_END phFrailPhKnownBy = 2
+	phFrailPhKnownByFRAIL_PH_BY_COMM     phFrailPhKnownBy = 3
+)
 
 type phFrailPhMoment struct {
 	_      structs.HostLayout
@@ -79,7 +97,7 @@ type phFrailPhMoment struct {
 
 type phFrailPhProfile struct {
 	_           structs.HostLayout
-	Used        uint32
+	Serial      uint32
 	Normal      uint32
 	Frozen      uint32
 	Symbols     uint32
@@ -94,13 +112,13 @@ type phFrailPhProfile struct {
 	Marked      uint32
 	ForkWindow  uint64
 	ForkPending uint32
-	Pad         uint32
+	Alerted     uint32
 	Threads     uint64
 	Marks       [64]uint64
 	Exe         phFrailPhExecutable
-	Pad2        uint32
 	Symbol      [768]uint32
 	Number      [256]uint16
+	Row         [256]uint32
 }
 
 type phFrailPhRecord struct {
@@ -110,8 +128,7 @@ type phFrailPhRecord struct {
 	Frame     [2]uint64
 	Anomalies uint64
 	Train     uint64
-	Vm        uint32
-	Profile   uint32
+	Exe       phFrailPhExecutable
 	Pid       int32
 	Tgid      int32
 	Verdict   uint32
@@ -139,6 +156,7 @@ type phFrailPhSpaceKey struct {
 
 type phFrailPhThread struct {
 	_         structs.HostLayout
+	Who       uint64
 	Task      uint64
 	Space     uint64
 	Window    uint64
@@ -146,16 +164,17 @@ type phFrailPhThread struct {
 	Calls     uint64
 	Comm      [2]uint64
 	Profile   uint32
+	Serial    uint32
 	Tgid      int32
 	Age       uint32
 	Lfc       uint8
 	MaxLfc    uint8
 	Alerted   uint8
 	Anomalous uint8
-	Depth     uint32
-	Moments   uint32
-	Next      uint32
-	Pad       uint32
+	Depth     uint8
+	News      uint8
+	Moments   uint8
+	Next      uint8
 	Saved     [4]uint64
 	Moment    [16]phFrailPhMoment
 }
@@ -183,24 +202,32 @@ type phFrailPhVm struct {
 const (
 	phMapExecutables    = "executables"
 	phMapForks          = "forks"
+	phMapFreeProfiles   = "free_profiles"
+	phMapFreeRows       = "free_rows"
 	phMapProfiles       = "profiles"
 	phMapRecords        = "records"
 	phMapRows           = "rows"
+	phMapScratch        = "scratch"
 	phMapThreads        = "threads"
 	phMapVms            = "vms"
 	phProgControl       = "control"
+	phProgGuestProcess  = "guest_process"
 	phProgGuestSysEnter = "guest_sys_enter"
 	phProgNothing       = "nothing"
 	phVarAge            = "age"
 	phVarCounters       = "counters"
+	phVarLastSerial     = "last_serial"
 	phVarMaxProfiles    = "max_profiles"
+	phVarMaxRows        = "max_rows"
 	phVarNextProfile    = "next_profile"
+	phVarNextRow        = "next_row"
+	phVarPhClock        = "ph_clock"
 	phVarPhControlOps   = "ph_control_ops"
 	phVarPhCounter      = "ph_counter"
 	phVarPhEventFlags   = "ph_event_flags"
 	phVarPhFlags        = "ph_flags"
+	phVarPhKnownBy      = "ph_known_by"
 	phVarPhRecord       = "ph_record"
-	phVarZeroRow        = "zero_row"
 	phVarZeroThread     = "zero_thread"
 )
 
@@ -247,6 +274,7 @@ type phSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type phProgramSpecs struct {
 	Control       *ebpf.ProgramSpec `ebpf:"control"`
+	GuestProcess  *ebpf.ProgramSpec `ebpf:"guest_process"`
 	GuestSysEnter *ebpf.ProgramSpec `ebpf:"guest_sys_enter"`
 	Nothing       *ebpf.ProgramSpec `ebpf:"nothing"`
 }
@@ -255,13 +283,16 @@ type phProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type phMapSpecs struct {
-	Executables *ebpf.MapSpec `ebpf:"executables"`
-	Forks       *ebpf.MapSpec `ebpf:"forks"`
-	Profiles    *ebpf.MapSpec `ebpf:"profiles"`
-	Records     *ebpf.MapSpec `ebpf:"records"`
-	Rows        *ebpf.MapSpec `ebpf:"rows"`
-	Threads     *ebpf.MapSpec `ebpf:"threads"`
-	Vms         *ebpf.MapSpec `ebpf:"vms"`
+	Executables  *ebpf.MapSpec `ebpf:"executables"`
+	Forks        *ebpf.MapSpec `ebpf:"forks"`
+	FreeProfiles *ebpf.MapSpec `ebpf:"free_profiles"`
+	FreeRows     *ebpf.MapSpec `ebpf:"free_rows"`
+	Profiles     *ebpf.MapSpec `ebpf:"profiles"`
+	Records      *ebpf.MapSpec `ebpf:"records"`
+	Rows         *ebpf.MapSpec `ebpf:"rows"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
+	Threads      *ebpf.MapSpec `ebpf:"threads"`
+	Vms          *ebpf.MapSpec `ebpf:"vms"`
 }
 
 // phVariableSpecs contains global variables before they are loaded into the kernel.
@@ -270,14 +301,18 @@ type phMapSpecs struct {
 type phVariableSpecs struct {
 	Age          *ebpf.VariableSpec `ebpf:"age"`
 	Counters     *ebpf.VariableSpec `ebpf:"counters"`
+	LastSerial   *ebpf.VariableSpec `ebpf:"last_serial"`
 	MaxProfiles  *ebpf.VariableSpec `ebpf:"max_profiles"`
+	MaxRows      *ebpf.VariableSpec `ebpf:"max_rows"`
 	NextProfile  *ebpf.VariableSpec `ebpf:"next_profile"`
+	NextRow      *ebpf.VariableSpec `ebpf:"next_row"`
+	PhClock      *ebpf.VariableSpec `ebpf:"ph_clock"`
 	PhControlOps *ebpf.VariableSpec `ebpf:"ph_control_ops"`
 	PhCounter    *ebpf.VariableSpec `ebpf:"ph_counter"`
 	PhEventFlags *ebpf.VariableSpec `ebpf:"ph_event_flags"`
 	PhFlags      *ebpf.VariableSpec `ebpf:"ph_flags"`
+	PhKnownBy    *ebpf.VariableSpec `ebpf:"ph_known_by"`
 	PhRecord     *ebpf.VariableSpec `ebpf:"ph_record"`
-	ZeroRow      *ebpf.VariableSpec `ebpf:"zero_row"`
 	ZeroThread   *ebpf.VariableSpec `ebpf:"zero_thread"`
 }
 
@@ -301,22 +336,28 @@ func (o *phObjects) Close() error {
 //
 // It can be passed to loadPhObjects or ebpf.CollectionSpec.LoadAndAssign.
 type phMaps struct {
-	Executables *ebpf.Map `ebpf:"executables"`
-	Forks       *ebpf.Map `ebpf:"forks"`
-	Profiles    *ebpf.Map `ebpf:"profiles"`
-	Records     *ebpf.Map `ebpf:"records"`
-	Rows        *ebpf.Map `ebpf:"rows"`
-	Threads     *ebpf.Map `ebpf:"threads"`
-	Vms         *ebpf.Map `ebpf:"vms"`
+	Executables  *ebpf.Map `ebpf:"executables"`
+	Forks        *ebpf.Map `ebpf:"forks"`
+	FreeProfiles *ebpf.Map `ebpf:"free_profiles"`
+	FreeRows     *ebpf.Map `ebpf:"free_rows"`
+	Profiles     *ebpf.Map `ebpf:"profiles"`
+	Records      *ebpf.Map `ebpf:"records"`
+	Rows         *ebpf.Map `ebpf:"rows"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
+	Threads      *ebpf.Map `ebpf:"threads"`
+	Vms          *ebpf.Map `ebpf:"vms"`
 }
 
 func (m *phMaps) Close() error {
 	return _PhClose(
 		m.Executables,
 		m.Forks,
+		m.FreeProfiles,
+		m.FreeRows,
 		m.Profiles,
 		m.Records,
 		m.Rows,
+		m.Scratch,
 		m.Threads,
 		m.Vms,
 	)
@@ -328,14 +369,18 @@ func (m *phMaps) Close() error {
 type phVariables struct {
 	Age          *ebpf.Variable `ebpf:"age"`
 	Counters     *ebpf.Variable `ebpf:"counters"`
+	LastSerial   *ebpf.Variable `ebpf:"last_serial"`
 	MaxProfiles  *ebpf.Variable `ebpf:"max_profiles"`
+	MaxRows      *ebpf.Variable `ebpf:"max_rows"`
 	NextProfile  *ebpf.Variable `ebpf:"next_profile"`
+	NextRow      *ebpf.Variable `ebpf:"next_row"`
+	PhClock      *ebpf.Variable `ebpf:"ph_clock"`
 	PhControlOps *ebpf.Variable `ebpf:"ph_control_ops"`
 	PhCounter    *ebpf.Variable `ebpf:"ph_counter"`
 	PhEventFlags *ebpf.Variable `ebpf:"ph_event_flags"`
 	PhFlags      *ebpf.Variable `ebpf:"ph_flags"`
+	PhKnownBy    *ebpf.Variable `ebpf:"ph_known_by"`
 	PhRecord     *ebpf.Variable `ebpf:"ph_record"`
-	ZeroRow      *ebpf.Variable `ebpf:"zero_row"`
 	ZeroThread   *ebpf.Variable `ebpf:"zero_thread"`
 }
 
@@ -344,6 +389,7 @@ type phVariables struct {
 // It can be passed to loadPhObjects or ebpf.CollectionSpec.LoadAndAssign.
 type phPrograms struct {
 	Control       *ebpf.Program `ebpf:"control"`
+	GuestProcess  *ebpf.Program `ebpf:"guest_process"`
 	GuestSysEnter *ebpf.Program `ebpf:"guest_sys_enter"`
 	Nothing       *ebpf.Program `ebpf:"nothing"`
 }
@@ -351,6 +397,7 @@ type phPrograms struct {
 func (p *phPrograms) Close() error {
 	return _PhClose(
 		p.Control,
+		p.GuestProcess,
 		p.GuestSysEnter,
 		p.Nothing,
 	)

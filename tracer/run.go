@@ -132,17 +132,21 @@ func (t *Tracer) finish() {
 	_ = t.detach()
 	t.mu.Unlock()
 
-	// A program that started before may still be running on another CPU. It runs in an
-	// RCU read-side section, and this waits until all those of now are over. A kernel
-	// with nohz_full CPUs cannot: an event under way would be dropped there.
-	const membarrierGlobal = 1
-	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
+	Synchronize()
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.closed {
 		_ = t.reader.Flush() // fails only when closed
 	}
+}
+
+// Synchronize waits until the BPF programs that run now on other CPUs are over: each runs in
+// an RCU read-side section. A kernel with nohz_full CPUs cannot tell, and it does not wait: an
+// event under way would be dropped there.
+func Synchronize() {
+	const membarrierGlobal = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
 }
 
 // run is the state of one call of Run.

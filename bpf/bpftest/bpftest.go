@@ -117,6 +117,14 @@ func (e *Events) Fire(tb testing.TB, prog *ebpf.Program, i int) uint32 {
 	return ret
 }
 
+// FireProcess puts a description of a thread into the room of event i and of the four that
+// follow, and runs a program on it likewise.
+func (e *Events) FireProcess(tb testing.TB, prog *ebpf.Program, i int, p *bpf.Process) uint32 {
+	tb.Helper()
+	*e.Process(i) = *p
+	return e.Fire(tb, prog, i)
+}
+
 func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {

@@ -86,7 +86,7 @@ func showAlerts(ctx context.Context, client api.FrailClient, req *api.AlertsRequ
 func alertOf(m *api.Alert) *ph.Alert {
 	a := &ph.Alert{
 		Time: m.GetBootNano(), VM: m.GetVm(), PID: m.GetPid(), TGID: m.GetTgid(), Executable: string(m.GetExecutable()),
-		Miss: uint8(m.GetMiss()), LFC: uint8(m.GetLfc()), MaxLFC: uint8(m.GetMaxLfc()), Anomalies: m.GetAnomalies(),
+		Comm: string(m.GetComm()), Miss: uint8(m.GetMiss()), LFC: uint8(m.GetLfc()), MaxLFC: uint8(m.GetMaxLfc()), Anomalies: m.GetAnomalies(),
 		Limit: int(m.GetLimit()), Count: m.GetCount(),
 	}
 	for _, k := range []ph.AlertKind{ph.AlertDrift, ph.AlertAttack, ph.AlertProcesses, ph.AlertLimit} {
@@ -126,6 +126,7 @@ func writeAlert(w io.Writer, domain, uuid string, at time.Time, a *ph.Alert, asJ
 		PID        int32    `json:"pid"`
 		TGID       int32    `json:"tgid"`
 		Executable string   `json:"executable"`
+		Comm       string   `json:"comm"`
 		Calls      []string `json:"calls,omitempty"`
 		Missed     []int    `json:"missed,omitempty"`
 		LFC        uint8    `json:"lfc"`
@@ -134,16 +135,22 @@ func writeAlert(w io.Writer, domain, uuid string, at time.Time, a *ph.Alert, asJ
 		Anomalies  uint64   `json:"anomalies"`
 		Limit      string   `json:"limit,omitempty"`
 		Count      uint64   `json:"count,omitempty"`
+		Misses     int      `json:"misses,omitempty"`
 	}{
 		Kind: a.Kind.String(), Time: at.UTC().Format("2006-01-02T15:04:05.000000000Z"), BootNS: a.Time, Domain: domain, UUID: uuid,
-		VM: a.VM, PID: a.PID, TGID: a.TGID, Executable: printable(a.Executable), LFC: a.LFC, MaxLFC: a.MaxLFC, Anomalies: a.Anomalies,
+		VM: a.VM, PID: a.PID, TGID: a.TGID, Executable: printable(a.Executable), Comm: printable(a.Comm),
+		LFC: a.LFC, MaxLFC: a.MaxLFC, Anomalies: a.Anomalies,
 	}
 	if a.Kind == ph.AlertLimit {
 		doc.Limit, doc.Count = ph.LimitName(a.Limit), a.Count
+		return json.NewEncoder(w).Encode(&doc)
+	}
+	for _, n := range a.Calls {
+		doc.Calls = append(doc.Calls, n.String())
+	}
+	if a.Kind == ph.AlertStide {
+		doc.Misses = a.Misses
 	} else {
-		for _, n := range a.Calls {
-			doc.Calls = append(doc.Calls, n.String())
-		}
 		doc.Missed, doc.History = ph.Distances(a.Miss), a.History()
 	}
 	return json.NewEncoder(w).Encode(&doc)

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -20,7 +21,8 @@ import (
 const syncInterval = time.Second
 
 func newCaptureCmd(opts *options) *cobra.Command {
-	var t traceOptions
+	// What replays is what says who the threads are.
+	t := traceOptions{who: true}
 	var out string
 	cmd := &cobra.Command{
 		Use:   "capture DOMAIN -o FILE",
@@ -29,13 +31,15 @@ func newCaptureCmd(opts *options) *cobra.Command {
 that was cut off by a crash lacks the last second. With filters of system calls or of what
 they return it does not replay as it ran.
 
-"frail replay FILE" analyses it.`,
+"frail replay FILE" analyses it. The file - is standard output, for a replay of what happens
+now.`,
 		Example: `  frail capture guest1 -o guest1.cap
-  frail capture guest1 -o boot.cap --wait --limit 100000`,
+  frail capture guest1 -o boot.cap --wait --limit 100000
+  frail capture guest1 -o - | frail replay - --train guest1.cap --stide 6,20,12`,
 		Args:              exactDomain,
 		ValidArgsFunction: opts.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sink := &captureSink{path: out}
+			sink := &captureSink{path: out, stdout: cmd.OutOrStdout()}
 			err := opts.withDaemon(cmd.Context(), func(d *daemon) error {
 				return t.stream(cmd.Context(), d, args[0], sink, opts.noteTo(cmd.ErrOrStderr()))
 			})
@@ -47,7 +51,7 @@ they return it does not replay as it ran.
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&out, "output", "o", "", "the `FILE`")
+	flags.StringVarP(&out, "output", "o", "", "the `FILE`; - is standard output")
 	t.addFilters(flags, "capture")
 	flags.Uint64Var(&t.start.Limit, "limit", 0, "end after `N` events; 0: no limit")
 	flags.BoolVar(&t.start.Wait, "wait", false, "wait for the domain to be traced, if it is not")
@@ -61,8 +65,9 @@ they return it does not replay as it ran.
 // captureSink writes a trace to a file.
 type captureSink struct {
 	*capture.Writer
-	path   string
-	file   *os.File
+	path   string // - is stdout
+	stdout io.Writer
+	file   *os.File // nil for stdout
 	buf    *bufio.Writer
 	synced time.Time
 	sum    tracer.Summary
@@ -70,11 +75,15 @@ type captureSink struct {
 
 // Started creates the file only now: a trace that is refused leaves an older one as it is.
 func (c *captureSink) Started(s *api.TraceStarted) error {
+	out := c.stdout
 	var err error
-	if c.file, err = os.OpenFile(c.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
-		return fmt.Errorf("create capture: %w", err)
+	if c.path != "-" {
+		if c.file, err = os.OpenFile(c.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+			return fmt.Errorf("create capture: %w", err)
+		}
+		out = c.file
 	}
-	c.buf = bufio.NewWriterSize(c.file, 1<<20)
+	c.buf = bufio.NewWriterSize(out, 1<<20)
 	c.synced = time.Now()
 	c.Writer, err = capture.NewWriter(c.buf, capture.Header{
 		Domain: s.GetName(), UUID: s.GetUuid(), Started: time.Now().UTC(),

@@ -165,8 +165,8 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%q is completed by %q, want %q", tc.args, got, tc.want)
 		}
 	}
-	for _, name := range []string{"nginx", "a b", `q"q`, `back\slash`, `\"`, "bad\x01\xff", "näme"} {
-		_, exe, err := splitProfile("guest1/" + quoteExecutable([]byte(name)))
+	for _, name := range []string{"/usr/sbin/nginx", "/a b", `/q"q`, `/back\slash`, `/\"`, "/bad\x01\xff", "/näme", "[nginx]", "...end"} {
+		_, exe, err := splitProfile("guest1" + quoteExecutable([]byte(name)))
 		if err != nil || string(exe) != name {
 			t.Errorf("executable %q is read again as %q, error %v", name, exe, err)
 		}

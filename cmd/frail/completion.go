@@ -194,17 +194,21 @@ func (o *options) profileNames(ctx context.Context) []cobra.Completion {
 		}
 		for _, p := range resp.GetProfiles() {
 			if domain := p.GetName(); domain == printable(domain) {
-				names = append(names, cobra.CompletionWithDesc(domain+"/"+quoteExecutable(p.GetExecutable()), profileState(p)))
+				names = append(names, cobra.CompletionWithDesc(domain+quoteExecutable(p.GetExecutable()), profileState(p)))
 			}
 		}
 	})
 	return names
 }
 
-// quoteExecutable writes an executable's name as splitProfile reads it.
+// quoteExecutable writes an executable's name, behind a domain's, as splitProfile reads it.
 func quoteExecutable(exe []byte) string {
 	q := strconv.Quote(string(exe))
-	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+	q = strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+	if strings.HasPrefix(q, "/") {
+		return q
+	}
+	return "/" + q
 }
 
 // whileCompleting calls f with a connection to fraild, if there is one.

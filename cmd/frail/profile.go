@@ -55,17 +55,18 @@ func newProfileCmd(opts *options) *cobra.Command {
 		Long: `Show and change what is learnt of guests' programs.
 
 A profile is what an executable of a domain was seen to do: which system call came after
-which. PROFILE is DOMAIN/EXECUTABLE, or the path of a file that "frail profile export"
-wrote, which has a dot or a slash at its beginning. An executable whose name is not plain
-text is written as in Go, with \x escapes.
+which. PROFILE is DOMAIN and the executable's path, or the path of a file that "frail profile
+export" wrote, which has a dot or a slash at its beginning. Of a path that is too long the end
+is known: DOMAIN/...END. Where the guest's layout leads to no path, a thread's name stands for
+it: DOMAIN/[NAME]. What is not plain text is written as in Go, with \x escapes.
 
 States:
   learning  everything is new
   frozen    nothing new came for long; it becomes normal at the time shown
   normal    calls that do not fit are anomalous`,
 		Example: `  frail profile list
-  frail profile show guest1/nginx
-  frail profile export guest1/nginx ./nginx.profile`,
+  frail profile show guest1/usr/sbin/nginx
+  frail profile export guest1/usr/sbin/nginx ./nginx.profile`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -83,7 +84,8 @@ States:
 	return cmd
 }
 
-// splitProfile returns the domain and the executable of DOMAIN/EXECUTABLE.
+// splitProfile returns the domain and the executable of DOMAIN/EXECUTABLE: the slash is the
+// path's first, unless there is none.
 func splitProfile(arg string) (string, []byte, error) {
 	domain, name, ok := strings.Cut(arg, "/")
 	if !ok || domain == "" {
@@ -92,6 +94,9 @@ func splitProfile(arg string) (string, []byte, error) {
 	exe, err := strconv.Unquote(`"` + strings.ReplaceAll(name, `"`, `\"`) + `"`)
 	if err != nil {
 		return "", nil, exit.Usagef("profile %q: the executable has an escape that is none", arg)
+	}
+	if !strings.HasPrefix(exe, "/") && !strings.HasPrefix(exe, "[") && !strings.HasPrefix(exe, "...") {
+		exe = "/" + exe
 	}
 	return domain, []byte(exe), nil
 }
@@ -241,7 +246,7 @@ func newProfileShowCmd(opts *options) *cobra.Command {
 		Short: "Show a profile: its pairs of calls and their distances",
 		Long: `Show a profile: what is known of the executable, then its pairs of calls. Each line is a
 call, one that came before it, and at which distances: as learnt, and as judged by.`,
-		Example: `  frail profile show guest1/nginx
+		Example: `  frail profile show guest1/usr/sbin/nginx
   frail profile show ./nginx.profile --plot nginx.svg`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: opts.completeProfiles(1, true),
@@ -297,7 +302,7 @@ func newProfileDiffCmd(opts *options) *cobra.Command {
 		Short: "Show the pairs that only one of two profiles has learnt",
 		Long: `Show the pairs that only one of two profiles has learnt, with the distances that only the
 first has and those that only the second has.`,
-		Example:           `  frail profile diff guest1/nginx ./nginx.profile`,
+		Example:           `  frail profile diff guest1/usr/sbin/nginx ./nginx.profile`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: opts.completeProfiles(2, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -323,8 +328,8 @@ func newProfileExportCmd(opts *options) *cobra.Command {
 		Use:   "export PROFILE FILE",
 		Short: "Write a profile to a file, for another host or domain",
 		Long:  `Write a profile to a file, for another host or domain. The file - is standard output.`,
-		Example: `  frail profile export guest1/nginx ./nginx.profile
-  frail profile export guest1/nginx - | sha256sum`,
+		Example: `  frail profile export guest1/usr/sbin/nginx ./nginx.profile
+  frail profile export guest1/usr/sbin/nginx - | sha256sum`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: opts.completeProfiles(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -352,7 +357,7 @@ func newProfileImportCmd(opts *options) *cobra.Command {
 		Long: `Give a domain's executable the profile of a file, in place of what is learnt. Without
 EXECUTABLE it is the one that the file is of.`,
 		Example: `  frail profile import ./nginx.profile guest2
-  frail profile import ./nginx.profile guest2/nginx-1.27`,
+  frail profile import ./nginx.profile guest2/opt/nginx/nginx`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: opts.completeImport,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -389,8 +394,8 @@ func newProfileMergeCmd(opts *options) *cobra.Command {
 		Short: "Join profiles into one, a file or DOMAIN/EXECUTABLE",
 		Long: `Join profiles into one that has learnt what any of them has. TO is where it goes: a file,
 or DOMAIN/EXECUTABLE in place of what is learnt there.`,
-		Example: `  frail profile merge guest1/nginx guest2/nginx ./nginx.profile
-  frail profile merge ./monday.profile ./tuesday.profile guest1/nginx`,
+		Example: `  frail profile merge guest1/usr/sbin/nginx guest2/usr/sbin/nginx ./nginx.profile
+  frail profile merge ./monday.profile ./tuesday.profile guest1/usr/sbin/nginx`,
 		Args:              cobra.MinimumNArgs(3),
 		ValidArgsFunction: opts.completeProfiles(math.MaxInt, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -428,7 +433,7 @@ func newProfileSeccompCmd(opts *options) *cobra.Command {
 		Short: "Print an OCI seccomp profile of the system calls the program was seen to use",
 		Long: `Print an OCI seccomp profile of the system calls the program was seen to use: those are
 allowed, all others fail.`,
-		Example:           `  frail profile seccomp guest1/nginx >nginx.json`,
+		Example:           `  frail profile seccomp guest1/usr/sbin/nginx >nginx.json`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: opts.completeProfiles(1, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -448,7 +453,7 @@ func newProfileChangeCmd(opts *options, name string, change api.ProfileChange, s
 		Long: short + `. The change is kept, and is in effect when
 the command ends. An executable whose name is not plain text is written as in Go, with \x
 escapes.`,
-		Example:           "  frail profile " + name + " guest1/nginx",
+		Example:           "  frail profile " + name + " guest1/usr/sbin/nginx",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: opts.completeProfiles(1, false),
 		RunE: func(cmd *cobra.Command, args []string) error {

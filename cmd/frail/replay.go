@@ -42,13 +42,18 @@ func newReplayCmd(opts *options) *cobra.Command {
 		Use:   "replay FILE | --unm FILE... | --adfa DIR",
 		Short: "Analyse recorded system calls as if they were live",
 		Long: `Analyse recorded system calls by the same rules as live ones, and show the alerts. FILE
-was written by "frail capture"; --unm takes traces of the University of New Mexico, --adfa
+was written by "frail capture", and - is standard input, which may be a capture that goes on;
+--unm takes traces of the University of New Mexico, --adfa
 the directory of the ADFA Linux data set.
 
 What is known before is nothing, or the profiles of --profile, or what the recordings of
 --train teach: after these, the profiles judge, and learn no more. With --adfa the data
 set's own training part is learnt first. A profile that drifts judges no more: to score every
-process, raise --anomaly.`,
+process, raise --anomaly.
+
+--stide judges by exact sequences too: a call is a miss if the executable never made it after
+just the calls before it. It learns from --train alone. With a LIMIT, more misses among a thread's
+last FRAME calls are an alert of the kind "stide".`,
 		Example: `  frail replay guest.cap --profile ./nginx.profile
   frail replay --unm --train 'normal/*' --score intrusion/*
   frail replay --adfa ADFA-LD --score`,
@@ -79,7 +84,7 @@ process, raise --anomaly.`,
 	flags.StringVar(&r.export, "export", "", "write the profiles as they are at the end into `DIR`")
 	flags.BoolVar(&r.score, "score", false, "show what each process came to")
 	flags.BoolVar(&r.json, "json", false, "print alerts as JSON, one document a line")
-	flags.StringVar(&r.stide, "stide", "", "with --score, score exact sequences too: `WINDOW,FRAME`, such as 6,20")
+	flags.StringVar(&r.stide, "stide", "", "score exact sequences too, of `WINDOW,FRAME[,LIMIT]`, such as 6,20,12: of WINDOW calls, by the last FRAME")
 	flags.BoolVar(&r.settings.Learn, "learn", defaults.Learn, "let profiles grow")
 	flags.Uint32Var(&r.settings.TolerizeLimit, "tolerize", defaults.TolerizeLimit, "allow `N` anomalous calls among a thread's last 128")
 	flags.Uint32Var(&r.settings.AnomalyLimit, "anomaly", defaults.AnomalyLimit, "allow `N` anomalous calls of an executable")
@@ -88,12 +93,13 @@ process, raise --anomaly.`,
 	return cmd
 }
 
-// replay is an analysis of recordings. It is a tracer.Sink.
+// replay is an analysis of recordings. It is a tracer.ProcessSink.
 type replay struct {
 	*replayOptions
 	w        io.Writer
 	analyzer *ph.Analyzer
 	stide    *ph.Stide
+	namer    *ph.Namer // of a recording that does not say who the threads are
 	header   capture.Header
 	followed map[uint32]bool
 	loaded   []*profile.File
@@ -129,13 +135,8 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 		followed: make(map[uint32]bool), results: make(map[scoreKey]*score),
 	}
 	if r.stide != "" {
-		var window, frame int
-		if _, err := fmt.Sscanf(r.stide, "%d,%d", &window, &frame); err != nil {
-			return exit.Usagef("--stide %q: want WINDOW,FRAME, such as 6,20", r.stide)
-		}
-		var err error
-		if x.stide, err = ph.NewStide(window, frame); err != nil {
-			return exit.Usagef("--stide: %w", err)
+		if err := x.openStide(); err != nil {
+			return err
 		}
 	}
 	for _, path := range r.profiles {
@@ -147,12 +148,7 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	}
 	x.analyzer.Tell = func(rec *bpf.PhRecord) {
 		for _, a := range ph.AlertsOf(nil, rec) {
-			if x.training || x.err != nil {
-				continue
-			}
-			x.alerts++
-			at := time.Unix(0, int64(a.Time)+x.header.RealtimeOffset)
-			x.err = writeAlert(x.w, x.domain(), x.header.UUID, at, &a, r.json)
+			x.alert(&a)
 		}
 	}
 
@@ -176,6 +172,44 @@ func (r *replayOptions) run(w io.Writer, note func(string), files []string) erro
 	}
 	note(text)
 	return nil
+}
+
+// openStide makes the scorer of --stide.
+func (x *replay) openStide() error {
+	var n [3]int
+	parts := strings.Split(x.replayOptions.stide, ",")
+	for i, part := range parts {
+		var err error
+		if len(parts) < 2 || len(parts) > len(n) {
+			err = strconv.ErrSyntax
+		} else {
+			n[i], err = strconv.Atoi(part)
+		}
+		if err != nil {
+			return exit.Usagef("--stide %q: want WINDOW,FRAME[,LIMIT], such as 6,20,12", x.replayOptions.stide)
+		}
+	}
+	var err error
+	if x.stide, err = ph.NewStide(n[0], n[1]); err != nil {
+		return exit.Usagef("--stide: %w", err)
+	}
+	if len(parts) == len(n) {
+		if n[2] < 0 || n[2] >= n[1] {
+			return exit.Usagef("--stide: limit %d: want 0 to %d, below the frame", n[2], n[1]-1)
+		}
+		x.stide.Tell, x.stide.AlertLimit = x.alert, n[2]
+	}
+	return nil
+}
+
+// alert shows an alert, unless it is of what is taught.
+func (x *replay) alert(a *ph.Alert) {
+	if x.training || x.err != nil {
+		return
+	}
+	x.alerts++
+	at := time.Unix(0, int64(a.Time)+x.header.RealtimeOffset)
+	x.err = writeAlert(x.w, x.domain(), x.header.UUID, at, a, x.json)
 }
 
 // domain returns the name alerts are shown with.
@@ -243,17 +277,24 @@ func (x *replay) file(path string) error {
 		}
 		return x.traces([]*ph.Trace{t}, "unm", ph.ForeignBase)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("replay: %w", err)
+	f := os.Stdin
+	if path != "-" {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+		defer f.Close()
 	}
-	defer f.Close()
 	r, err := capture.NewReader(f)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	defer r.Close()
 	x.header, x.trace = r.Header, filepath.Base(path)
+	x.namer = nil
+	if !r.Described {
+		x.namer = new(ph.Namer)
+	}
 	if err := r.Run(x); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -262,6 +303,7 @@ func (x *replay) file(path string) error {
 
 // traces analyses the traces of a data set.
 func (x *replay) traces(ts []*ph.Trace, comm string, base int64) error {
+	x.namer = new(ph.Namer)
 	for _, t := range ts {
 		x.trace = t.Name
 		var err error
@@ -276,35 +318,63 @@ func (x *replay) traces(ts []*ph.Trace, comm string, base int64) error {
 	return nil
 }
 
+// follow makes the analyser follow a VM when it is first seen.
+func (x *replay) follow(vm uint32) error {
+	if x.followed[vm] {
+		return nil
+	}
+	x.followed[vm] = true
+	s := x.settings
+	if x.training {
+		// What is taught is not to be judged or forgotten on the way.
+		s.Learn, s.NormalWait = true, 1<<62
+	}
+	x.analyzer.AddVM(vm, s)
+	for _, f := range x.loaded {
+		p := f.Profile
+		p.NormalTime = uint64(max(1, f.NormalAt.UnixNano()-x.header.RealtimeOffset))
+		if !x.analyzer.Load(ph.NewExecutable(vm, f.Name), &p) {
+			return fmt.Errorf("load profile of %q: a limit is reached", f.Name)
+		}
+	}
+	return nil
+}
+
+// Process implements tracer.ProcessSink.
+func (x *replay) Process(p *bpf.Process) error {
+	if err := x.follow(p.Head.Vm); err != nil {
+		return err
+	}
+	x.analyzer.Process(p)
+	if x.stide != nil {
+		x.stide.Process(p)
+	}
+	return nil
+}
+
 // Event implements tracer.Sink.
 func (x *replay) Event(ev *bpf.Event) error {
 	if ev.Kind != bpf.EventEnter {
 		return nil
 	}
-	if !x.followed[ev.Vm] {
-		x.followed[ev.Vm] = true
-		s := x.settings
-		if x.training {
-			// What is taught is not to be judged or forgotten on the way.
-			s.Learn, s.NormalWait = true, 1<<62
-		}
-		x.analyzer.AddVM(ev.Vm, s)
-		for _, f := range x.loaded {
-			p := f.Profile
-			p.NormalTime = uint64(max(1, f.NormalAt.UnixNano()-x.header.RealtimeOffset))
-			if !x.analyzer.Load(ph.NewExecutable(ev.Vm, f.Name), &p) {
-				return fmt.Errorf("load profile of %q: a limit is reached", f.Name)
+	if err := x.follow(ev.Vm); err != nil {
+		return err
+	}
+	if x.namer != nil {
+		if p := x.namer.Describe(ev); p != nil {
+			if err := x.Process(p); err != nil {
+				return err
 			}
 		}
 	}
 	x.calls++
 	v := x.analyzer.Call(ev)
-	if x.err != nil {
-		return x.err
-	}
 	var sv ph.StideVerdict
 	if x.stide != nil {
 		sv = x.stide.Call(ev, x.training)
+	}
+	if x.err != nil {
+		return x.err
 	}
 	if !x.score || x.training {
 		return nil
@@ -386,7 +456,7 @@ func (x *replay) exportAll() error {
 				return c
 			}
 			return '_'
-		}, exe.Name())
+		}, strings.TrimPrefix(exe.Name(), "/"))
 		if n := names[name]; n > 0 {
 			name += "." + strconv.Itoa(n)
 		}

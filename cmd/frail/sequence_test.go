@@ -38,7 +38,12 @@ func captureOf(t *testing.T, rounds, attack int) string {
 	}
 	ev := bpf.Event{
 		Vm: 3, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity | bpf.EventNr,
-		Task: 1 << 12, Cr3: 1 << 12, Pid: 40, Tgid: 40, Comm: [16]uint8{'s', 'e', 'r', 'v', 'e', 'r'},
+		Task: 1 << 12, Cr3: 1 << 12, Pid: 40, Tgid: 40, Who: 1, Comm: [16]uint8{'s', 'e', 'r', 'v', 'e', 'r'},
+	}
+	p := bpf.Process{Head: ev, Known: bpf.ProcessExe}
+	copy(p.Exe[:], "/srv/server")
+	if err := w.Process(&p); err != nil {
+		t.Fatal(err)
 	}
 	add := func(nr int64) {
 		ev.Nr = nr
@@ -80,7 +85,7 @@ func TestReplayCapture(t *testing.T) {
 	if err := json.Unmarshal([]byte(first), &alert); err != nil {
 		t.Fatalf("%v: %q", err, out)
 	}
-	if alert.Kind != "attack" || alert.Domain != "guest" || alert.Executable != "server" || alert.PID != 40 || alert.LFC != 13 ||
+	if alert.Kind != "attack" || alert.Domain != "guest" || alert.Executable != "/srv/server" || alert.PID != 40 || alert.LFC != 13 ||
 		len(alert.Calls) != ph.Window || alert.Calls[0] != "execve" {
 		t.Errorf("alert %+v", alert)
 	}
@@ -89,9 +94,9 @@ func TestReplayCapture(t *testing.T) {
 	}
 
 	// What was exported is a profile like any other.
-	file := filepath.Join(dir, "server.profile")
+	file := filepath.Join(dir, "srv_server.profile")
 	out, _, err = frailCmd(t, "profile", "show", file)
-	if err != nil || !strings.Contains(out, "executable=server\n") || !strings.Contains(out, "normal=true\n") {
+	if err != nil || !strings.Contains(out, "executable=/srv/server\n") || !strings.Contains(out, "normal=true\n") {
 		t.Errorf("show: %v\n%s", err, out)
 	}
 	out, _, err = frailCmd(t, "profile", "seccomp", file)
@@ -122,6 +127,24 @@ func TestReplayCapture(t *testing.T) {
 	}
 }
 
+// What comes through a pipe is judged by exact sequences, as they were made before.
+func TestReplayStide(t *testing.T) {
+	live, err := os.Open(captureOf(t, 300, 30))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdin := os.Stdin
+	defer func() { os.Stdin = stdin; live.Close() }()
+	os.Stdin = live
+	out, note, err := frailCmd(t, "replay", "-", "--train", captureOf(t, 10, 0), "--stide", "6,20,12", "--tolerize", "127", "--anomaly", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, ` guest stide: "/srv/server"[40/40] comm="server" misses=13: `) || !strings.Contains(note, ", 1 alerts") {
+		t.Errorf("got %q, note %q", out, note)
+	}
+}
+
 func TestProfileMergeAndDiff(t *testing.T) {
 	dir := t.TempDir()
 	var files []string
@@ -130,7 +153,7 @@ func TestProfileMergeAndDiff(t *testing.T) {
 		if _, _, err := frailCmd(t, "replay", captureOf(t, 3, attack), "--export", to); err != nil {
 			t.Fatal(err)
 		}
-		files = append(files, filepath.Join(to, "server.profile"))
+		files = append(files, filepath.Join(to, "srv_server.profile"))
 	}
 	out, _, err := frailCmd(t, "profile", "diff", files[0], files[1])
 	if err != nil || !strings.Contains(out, "execve") {
@@ -160,6 +183,7 @@ func TestSequenceCommandErrors(t *testing.T) {
 		{"no capture", []string{"replay", os.DevNull}, "not a capture"},
 		{"bad wait", []string{"replay", "x", "--normal-wait", "7"}, "want a duration"},
 		{"bad stide", []string{"replay", "x", "--stide", "6"}, "want WINDOW,FRAME"},
+		{"a stide limit that is no limit", []string{"replay", "x", "--stide", "6,20,20"}, "below the frame"},
 		{"stide out of range", []string{"replay", "x", "--stide", "1,20"}, "stide window of 1"},
 		{"too tolerant", []string{"replay", "x", "--tolerize", "128"}, "at most 127"},
 		{"no training files", []string{"replay", "--unm", "x", "--train", "/nonexistent/*"}, "no such file"},
@@ -256,14 +280,14 @@ func TestTopScreen(t *testing.T) {
 // An alert is the same after its way through the API as JSON.
 func TestAlertMessage(t *testing.T) {
 	m := &api.Alert{
-		Kind: "attack", Executable: []byte("sh\x01"), Calls: []uint32{59, 0, uint32(ph.NoNumber)}, Miss: 3, Lfc: 13, MaxLfc: 14,
+		Kind: "attack", Executable: []byte("/bin/sh\x01"), Comm: []byte("sh"), Calls: []uint32{59, 0, uint32(ph.NoNumber)}, Miss: 3, Lfc: 13, MaxLfc: 14,
 		Frame: []uint64{7, 1 << 63}, Pid: 3, Tgid: 2,
 	}
 	var out bytes.Buffer
 	if err := writeAlert(&out, "guest", "u", time.Unix(0, 0), alertOf(m), false); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`attack: "sh\x01"[3/2] lfc=13 max=14`, "!- !read execve\n", "history=1..............3"} {
+	for _, want := range []string{`attack: "/bin/sh\x01"[3/2] comm="sh" lfc=13 max=14`, "!- !read execve\n", "history=1..............3"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q lacks %q", out.String(), want)
 		}

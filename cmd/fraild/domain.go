@@ -405,11 +405,11 @@ func (d *domain) analyse() {
 	if s.vm == nil {
 		return
 	}
-	var tasks func(context.Context) ([]layout.Task, error)
+	threads := guestThreads{describe: s.vm.Describe}
 	if s.layout != nil {
-		tasks = func(ctx context.Context) ([]layout.Task, error) { return d.host.tasks(ctx, s.State, s.layout) }
+		threads.list = func(ctx context.Context) ([]layout.Task, error) { return d.host.tasks(ctx, s.State, s.layout) }
 	}
-	if err := d.host.sequences.follow(s.vm.ID(), s.State, tasks); err != nil {
+	if err := d.host.sequences.follow(s.vm.ID(), s.State, threads); err != nil {
 		d.log.Error("call sequences are not analysed", "vm", s.vm.ID(), "err", err)
 	}
 }

@@ -508,10 +508,10 @@ func TestSequenceFigures(t *testing.T) {
 		t.Errorf("before: %v", got)
 	}
 	seq := s.manager.host.sequences
-	if err := seq.follow(7, domainState(hooks.Sequence{On: true}), nil); err != nil {
+	if err := seq.follow(7, domainState(hooks.Sequence{On: true}), untold); err != nil {
 		t.Fatal(err)
 	}
-	g := &guestOf{t, bpftest.New(t, 1), seq, 7}
+	g := &guestOf{t, bpftest.New(t, 5), seq, 7, 0}
 	g.call(10, "server", 0, 1, 3)
 	if _, err := seq.analyzer.Program().Run(&ebpf.RunOptions{Context: bpf.EventArgs{Event: 8, Vm: 7, Kind: bpf.EventEnter}}); err != nil {
 		t.Fatal(err)

@@ -92,7 +92,7 @@ func (s *server) Alerts(req *api.AlertsRequest, stream grpc.ServerStreamingServe
 func alertMessage(a *alertOf) *api.Alert {
 	m := &api.Alert{
 		Kind: a.Kind.String(), UnixNano: a.at.UnixNano(), BootNano: a.Time, Uuid: a.uuid, Name: a.name, Vm: a.VM,
-		Pid: a.PID, Tgid: a.TGID, Executable: []byte(a.Executable), Miss: uint32(a.Miss), Lfc: uint32(a.LFC),
+		Pid: a.PID, Tgid: a.TGID, Executable: []byte(a.Executable), Comm: []byte(a.Comm), Miss: uint32(a.Miss), Lfc: uint32(a.LFC),
 		MaxLfc: uint32(a.MaxLFC), Frame: a.Frame[:], Anomalies: a.Anomalies, Limit: uint32(a.Limit), Count: a.Count,
 	}
 	for _, n := range a.Calls {
@@ -141,7 +141,8 @@ func (s *server) Profiles(_ context.Context, req *api.ProfilesRequest) (*api.Pro
 	for limit, n := range map[int]uint64{
 		bpf.PhFullProfiles: c.Profiles, bpf.PhFullRows: c.Rows, bpf.PhFullThreads: c.Threads, bpf.PhFullSymbols: c.Symbols,
 		bpf.PhNoIdentity: c.NoIdentity, bpf.PhSignalDepth: c.SignalDepth, bpf.PhSignalLost: c.SignalLost,
-		bpf.PhRingFull: c.RingFull, bpf.PhReadFault: c.ReadFault,
+		bpf.PhNoProgram: c.NoProgram,
+		bpf.PhRingFull:  c.RingFull, bpf.PhReadFault: c.ReadFault,
 	} {
 		resp.Counters[ph.LimitName(limit)] = n
 	}
@@ -161,12 +162,13 @@ func profileError(err error) error {
 	}
 }
 
-// executableName returns the name that a thread can have, of a request's bytes.
-func executableName(name []byte) (string, error) {
-	if len(name) > bpf.CommLen || bytes.IndexByte(name, 0) >= 0 {
-		return "", status.Errorf(codes.InvalidArgument, "executable %q: no guest has one of that name", name)
+// executable returns the one of a VM that a request names.
+func (v *analysed) executable(name []byte) (ph.Executable, error) {
+	exe := ph.NewExecutable(v.vm, string(name))
+	if known := exe.Name(); known != string(name) && known != "["+string(name)+"]" {
+		return exe, status.Errorf(codes.InvalidArgument, "executable %q: no guest has one of that name", name)
 	}
-	return string(name), nil
+	return exe, nil
 }
 
 // GetProfile implements api.FrailServer.
@@ -175,14 +177,14 @@ func (s *server) GetProfile(_ context.Context, req *api.ProfileName) (*api.Profi
 	if err != nil {
 		return nil, err
 	}
-	name, err := executableName(req.GetExecutable())
+	exe, err := v.executable(req.GetExecutable())
 	if err != nil {
 		return nil, err
 	}
 	seq := s.manager.host.sequences
 	seq.mu.Lock()
 	defer seq.mu.Unlock()
-	f, err := seq.file(v, ph.NewExecutable(v.vm, name))
+	f, err := seq.file(v, exe)
 	if err != nil {
 		return nil, profileError(err)
 	}
@@ -207,7 +209,7 @@ func (s *server) PutProfile(_ context.Context, req *api.PutProfileRequest) (*api
 	if len(req.GetExecutable()) > 0 {
 		name = req.GetExecutable()
 	}
-	exe, err := executableName(name)
+	exe, err := v.executable(name)
 	if err != nil {
 		return nil, err
 	}
@@ -215,10 +217,11 @@ func (s *server) PutProfile(_ context.Context, req *api.PutProfileRequest) (*api
 	seq := s.manager.host.sequences
 	seq.mu.Lock()
 	defer seq.mu.Unlock()
-	if err := seq.analyzer.Load(ph.NewExecutable(v.vm, exe), &f.Profile); err != nil {
+	if err := seq.analyzer.Load(exe, &f.Profile); err != nil {
 		return nil, profileError(err)
 	}
-	delete(v.saved, exe)
+	seq.describe(v)
+	delete(v.saved, exe.Name())
 	seq.save(v)
 	return &api.PutProfileResponse{}, nil
 }
@@ -229,11 +232,10 @@ func (s *server) ChangeProfile(_ context.Context, req *api.ChangeProfileRequest)
 	if err != nil {
 		return nil, err
 	}
-	name, err := executableName(req.GetProfile().GetExecutable())
+	exe, err := v.executable(req.GetProfile().GetExecutable())
 	if err != nil {
 		return nil, err
 	}
-	exe := ph.NewExecutable(v.vm, name)
 	seq := s.manager.host.sequences
 	seq.mu.Lock()
 	defer seq.mu.Unlock()
@@ -245,8 +247,9 @@ func (s *server) ChangeProfile(_ context.Context, req *api.ChangeProfileRequest)
 	case api.ProfileChange_PROFILE_CHANGE_SENSITIZE:
 		err = seq.analyzer.Control(exe, ph.Sensitize)
 	case api.ProfileChange_PROFILE_CHANGE_DELETE:
-		err = errors.Join(seq.analyzer.Delete(exe), seq.store.Delete(v.UUID, name))
-		delete(v.saved, name)
+		err = errors.Join(seq.analyzer.Delete(exe), seq.store.Delete(v.UUID, exe.Name()))
+		delete(v.saved, exe.Name())
+		seq.describe(v)
 	default:
 		return nil, status.Errorf(codes.InvalidArgument, "unknown change %d", req.GetChange())
 	}

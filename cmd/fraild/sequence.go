@@ -42,6 +42,10 @@ type sequences struct {
 	closed   bool
 	vms      map[uint32]*analysed
 
+	// undescribed is how many calls there were of threads that were not described when that
+	// was looked at last.
+	undescribed uint64
+
 	// measured is analyzer, for figures that must not wait for mu: it is held while files
 	// are written.
 	measured atomic.Pointer[sequence.Analyzer]
@@ -54,8 +58,15 @@ type analysed struct {
 	hooks.State
 	vm    uint32
 	saved map[string]progressOf // by executable: what the newest file has
-	// tasks lists the guest's threads. It is nil while their layout is not known.
-	tasks func(context.Context) ([]layout.Task, error)
+	guestThreads
+}
+
+// guestThreads are what the analysis asks of a guest's threads.
+type guestThreads struct {
+	// list lists them. It is nil while their layout is not known.
+	list func(context.Context) ([]layout.Task, error)
+	// describe makes the module tell of each who it is, before its next call.
+	describe func() error
 }
 
 // progressOf is what of a profile tells that it changed.
@@ -102,9 +113,8 @@ func (s *sequences) settings(want hooks.Sequence) ph.Settings {
 	return out
 }
 
-// follow analyses a VM as st asks, or leaves it alone if st asks for nothing. tasks is nil
-// while the guest's layout is not known.
-func (s *sequences) follow(vm uint32, st hooks.State, tasks func(context.Context) ([]layout.Task, error)) error {
+// follow analyses a VM as st asks, or leaves it alone if st asks for nothing.
+func (s *sequences) follow(vm uint32, st hooks.State, threads guestThreads) error {
 	if !st.Config.Sequence.On {
 		s.leave(vm)
 		return nil
@@ -118,14 +128,26 @@ func (s *sequences) follow(vm uint32, st hooks.State, tasks func(context.Context
 		return err
 	}
 	v := s.vms[vm]
-	if v == nil {
+	known := v != nil
+	if !known {
 		v = &analysed{vm: vm, saved: make(map[string]progressOf)}
 		s.load(v, st)
 		s.vms[vm] = v
 		s.log.Info("call sequences are analysed", "domain", st.Name, "vm", vm, "profiles", len(v.saved))
 	}
-	v.State, v.tasks = st, tasks
-	return s.analyzer.AddVM(vm, s.settings(st.Config.Sequence))
+	v.State, v.guestThreads = st, threads
+	if err := s.analyzer.AddVM(vm, s.settings(st.Config.Sequence)); err != nil || known {
+		return err
+	}
+	// Others may have been told already.
+	return v.describe()
+}
+
+// describe makes the module describe a VM's threads anew. It is called with mu held.
+func (s *sequences) describe(v *analysed) {
+	if err := v.describe(); err != nil {
+		s.log.Error("the threads of a guest are not described anew", "domain", v.Name, "err", err)
+	}
 }
 
 // start loads the analysis if it is not. It is called with mu held.
@@ -227,7 +249,7 @@ func (s *sequences) restarted(vm uint32) {
 	if v == nil {
 		return
 	}
-	v.tasks = nil
+	v.list = nil
 	if err := s.analyzer.FreeThreads(vm); err != nil {
 		s.log.Error("cannot free the state of threads", "domain", v.Name, "err", err)
 	}
@@ -295,13 +317,19 @@ func (s *sequences) file(v *analysed, exe ph.Executable) (*profile.File, error) 
 	return f, nil
 }
 
-// reap frees the state of threads that are no more.
+// reap frees the state of threads that are no more, and has those described that were missed.
 func (s *sequences) reap(ctx context.Context) {
 	s.mu.Lock()
 	a := s.analyzer
+	if c, err := a.Counters(); err == nil && c.NoProgram != s.undescribed {
+		s.undescribed = c.NoProgram
+		for _, v := range s.vms {
+			s.describe(v)
+		}
+	}
 	lists := make(map[uint32]func(context.Context) ([]layout.Task, error))
 	for vm, v := range s.vms {
-		lists[vm] = v.tasks
+		lists[vm] = v.list
 	}
 	s.mu.Unlock()
 

@@ -29,15 +29,23 @@ type guestOf struct {
 	events *bpftest.Events
 	s      *sequences
 	vm     uint32
+	who    uint64
 }
 
-func (g *guestOf) call(pid int32, name string, nrs ...int64) {
+// untold is a guest whose threads are described once, and not listed.
+var untold = guestThreads{describe: func() error { return nil }}
+
+// call makes calls of a process of its own that runs a program.
+func (g *guestOf) call(pid int32, path string, nrs ...int64) {
 	g.t.Helper()
+	g.who++
 	ev := bpf.Event{
 		Vm: g.vm, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: pid, Tgid: pid,
-		Task: uint64(pid) << 12, Cr3: uint64(pid) << 12,
+		Task: uint64(pid) << 12, Cr3: uint64(pid) << 12, Who: g.who,
 	}
-	copy(ev.Comm[:], name)
+	p := bpf.Process{Head: ev, Known: bpf.ProcessExe}
+	copy(p.Exe[:], path)
+	g.events.FireProcess(g.t, g.s.analyzer.ProcessProgram(), 0, &p)
 	for _, nr := range nrs {
 		ev.Nr = nr
 		*g.events.At(0) = ev
@@ -64,15 +72,15 @@ func TestProfilesOutliveTheDaemon(t *testing.T) {
 	dir := t.TempDir()
 	on := hooks.Sequence{On: true, NormalWaitPlus1: 1}
 	s := sequencesIn(t, dir)
-	if err := s.follow(7, domainState(on), nil); err != nil {
+	if err := s.follow(7, domainState(on), untold); err != nil {
 		t.Fatal(err)
 	}
-	g := &guestOf{t, bpftest.New(t, 1), s, 7}
+	g := &guestOf{t, bpftest.New(t, 5), s, 7, 0}
 	for range 200 {
-		g.call(10, "server", 0, 1, 3)
+		g.call(10, "/srv/server", 0, 1, 3)
 	}
-	g.call(11, "odd \x01 name", 5, 6)
-	before, err := s.analyzer.Profile(ph.NewExecutable(7, "server"))
+	g.call(11, "/odd \x01 name", 5, 6)
+	before, err := s.analyzer.Profile(ph.NewExecutable(7, "/srv/server"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,10 +90,10 @@ func TestProfilesOutliveTheDaemon(t *testing.T) {
 	s.close()
 
 	s = sequencesIn(t, dir)
-	if err := s.follow(9, domainState(on), nil); err != nil {
+	if err := s.follow(9, domainState(on), untold); err != nil {
 		t.Fatal(err)
 	}
-	after, err := s.analyzer.Profile(ph.NewExecutable(9, "server"))
+	after, err := s.analyzer.Profile(ph.NewExecutable(9, "/srv/server"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +101,7 @@ func TestProfilesOutliveTheDaemon(t *testing.T) {
 	if !reflect.DeepEqual(after, before) {
 		t.Errorf("loaded %+v\nsaved %+v", after, before)
 	}
-	if _, err := s.analyzer.Profile(ph.NewExecutable(9, "odd \x01 name")); err != nil {
+	if _, err := s.analyzer.Profile(ph.NewExecutable(9, "/odd \x01 name")); err != nil {
 		t.Error(err)
 	}
 
@@ -101,11 +109,11 @@ func TestProfilesOutliveTheDaemon(t *testing.T) {
 	if next != 0 {
 		t.Fatalf("%d alerts before the attack", next)
 	}
-	g = &guestOf{t, g.events, s, 9}
+	g = &guestOf{t, g.events, s, 9, g.who}
 	for range 2 {
-		g.call(12, "server", 0, 1, 3, 0, 1, 3, 0, 1, 3)
+		g.call(12, "/srv/server", 0, 1, 3, 0, 1, 3, 0, 1, 3)
 	}
-	g.call(12, "server", 59, 41, 42, 257, 59, 41, 42, 257, 59, 41, 42, 257, 59, 41)
+	g.call(12, "/srv/server", 59, 41, 42, 257, 59, 41, 42, 257, 59, 41, 42, 257, 59, 41)
 	select {
 	case <-changed:
 	case <-time.After(30 * time.Second):
@@ -113,7 +121,7 @@ func TestProfilesOutliveTheDaemon(t *testing.T) {
 	}
 	alerts, _, _ := s.alerts.since(0)
 	a := alerts[0]
-	if a.Kind != ph.AlertAttack || a.name != "guest" || a.uuid != testUUID || a.PID != 12 || a.Executable != "server" {
+	if a.Kind != ph.AlertAttack || a.name != "guest" || a.uuid != testUUID || a.PID != 12 || a.Executable != "/srv/server" {
 		t.Errorf("alert %+v", a)
 	}
 	if text := a.Sequence(); !strings.Contains(text, "execve") || !strings.Contains(text, "socket") {
@@ -135,7 +143,7 @@ func TestSequenceSettings(t *testing.T) {
 // A corrupt profile is no reason not to analyse, nor is it lost.
 func TestCorruptProfile(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "profiles", testUUID, "sh.profile")
+	path := filepath.Join(dir, "profiles", testUUID, "%2Fbin%2Fsh.profile")
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +151,7 @@ func TestCorruptProfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := sequencesIn(t, dir)
-	if err := s.follow(1, domainState(hooks.Sequence{On: true}), nil); err != nil {
+	if err := s.follow(1, domainState(hooks.Sequence{On: true}), untold); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := filepath.Glob(path + ".corrupt-*")
@@ -155,17 +163,17 @@ func TestCorruptProfile(t *testing.T) {
 // A thread that the guest's task list does not have is freed, once it is idle.
 func TestReap(t *testing.T) {
 	s := sequencesIn(t, t.TempDir())
-	asked := 0
+	asked, described := 0, 0
 	tasks := func(context.Context) ([]layout.Task, error) {
 		asked++
 		return []layout.Task{{Addr: 1 << 12, PID: 1}}, nil
 	}
-	if err := s.follow(1, domainState(hooks.Sequence{On: true}), tasks); err != nil {
+	if err := s.follow(1, domainState(hooks.Sequence{On: true}), guestThreads{tasks, func() error { described++; return nil }}); err != nil {
 		t.Fatal(err)
 	}
-	g := &guestOf{t, bpftest.New(t, 1), s, 1}
-	g.call(1, "living", 1)
-	g.call(2, "killed", 1)
+	g := &guestOf{t, bpftest.New(t, 5), s, 1, 0}
+	g.call(1, "/living", 1)
+	g.call(2, "/killed", 1)
 	s.reap(t.Context())
 	if asked != 0 {
 		t.Error("the guest's threads are listed although none is idle")
@@ -178,12 +186,24 @@ func TestReap(t *testing.T) {
 	if len(threads) != 1 || threads[0].PID != 1 || asked != 1 {
 		t.Errorf("left %+v after %d lists", threads, asked)
 	}
+	if described != 1 {
+		t.Errorf("the guest's threads are described %d times, want once", described)
+	}
+	// A call of a thread that was not described, or whose state was lost, is not the last.
+	ev := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 9, Tgid: 9, Who: 99}
+	*g.events.At(0) = ev
+	g.events.Fire(t, s.analyzer.Program(), 0)
+	for range 2 {
+		if s.reap(t.Context()); described != 2 {
+			t.Errorf("after a call of a thread that was not described, threads are described %d times, want twice", described)
+		}
+	}
 	s.restarted(1)
 	if threads, err := s.analyzer.Threads(); err != nil || len(threads) != 0 {
 		t.Errorf("a guest that was started anew has %+v, %v", threads, err)
 	}
 	s.restarted(2)
-	if err := s.follow(1, domainState(hooks.Sequence{}), nil); err != nil {
+	if err := s.follow(1, domainState(hooks.Sequence{}), untold); err != nil {
 		t.Fatal(err)
 	}
 	if infos, err := s.analyzer.List(); err != nil || len(infos) != 0 {

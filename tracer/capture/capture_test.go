@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,9 +27,16 @@ func must(tb testing.TB, err error) {
 }
 
 // list is a sink that keeps everything.
-type list struct{ records []any }
+type list struct {
+	records   []any
+	processes []bpf.Process
+}
 
-func (l *list) Event(ev *bpf.Event) error   { l.records = append(l.records, *ev); return nil }
+func (l *list) Event(ev *bpf.Event) error { l.records = append(l.records, *ev); return nil }
+func (l *list) Process(p *bpf.Process) error {
+	l.processes = append(l.processes, *p)
+	return nil
+}
 func (l *list) Lost(lost tracer.Lost) error { l.records = append(l.records, lost); return nil }
 func (l *list) Flush() error                { return nil }
 
@@ -78,6 +88,8 @@ func add(tb testing.TB, w *Writer, records []any) {
 			must(tb, w.Event(&rec))
 		case tracer.Lost:
 			must(tb, w.Lost(rec))
+		case bpf.Process:
+			must(tb, w.Process(&rec))
 		}
 	}
 }
@@ -135,20 +147,24 @@ func TestRoundTrip(t *testing.T) {
 func TestVersions(t *testing.T) {
 	exit := bpf.Event{Kind: bpf.EventExit, Insn: bpf.InsnSysret64, Flags: bpf.EventNr, Nr: 3, Ret: -9}
 	enter := bpf.Event{Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventNr, Nr: 3}
-	text := file(t, []any{enter, exit}, 2)
 	known := exit
 	known.Flags |= bpf.EventRet
-	for version, want := range map[byte][]any{1: {enter, known}, 2: {enter, exit}} {
-		text[8] = version
-		_, got, err := readAll(t, text, 0)
+	for version, want := range map[byte][]any{1: {enter, known}, 2: {enter, exit}, 3: {enter, exit}} {
+		text, err := os.ReadFile(filepath.Join("testdata", "version2.cap"))
 		must(t, err)
-		if !reflect.DeepEqual(got, want) {
-			t.Errorf("format %d: %+v, want %+v", version, got, want)
+		text[8] = version
+		if version == 3 {
+			text = file(t, []any{enter, exit}, 2)
 		}
-	}
-	text[8] = 3
-	if _, _, err := readAll(t, text, 0); err == nil || err.Error() != "read capture: format 3: this version reads up to 2" {
-		t.Errorf("format 3: error %v", err)
+		r, got, err := readAll(t, text, 0)
+		must(t, err)
+		if !reflect.DeepEqual(got, want) || r.Described != (version == 3) {
+			t.Errorf("format %d: %+v, described %t, want %+v", version, got, r.Described, want)
+		}
+		text[8] = 4
+		if _, _, err := readAll(t, text, 0); err == nil || err.Error() != "read capture: format 4: this version reads up to 3" {
+			t.Errorf("format 4: error %v", err)
+		}
 	}
 }
 
@@ -235,12 +251,64 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
+// Who the threads are is told in every block before their events, so that a capture can be read
+// from any of them.
+func TestProcesses(t *testing.T) {
+	described := func(who uint64, exe string) bpf.Process {
+		p := bpf.Process{
+			Head: bpf.Event{
+				Vm: 1, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Task: who << 13, Who: who, Pid: int32(who), Tgid: 3, Cr3: 1 << 20,
+				Comm: [16]uint8{'x'},
+			},
+			Start: 4, Known: 255, Ppid: 5, NsPid: 6, Uid: 7, Gid: 8, Euid: 9, Egid: 1 << 31,
+		}
+		copy(p.Exe[:], exe)
+		copy(p.Cgroup[:], "/system.slice")
+		return p
+	}
+	call := func(who, time uint64) bpf.Event {
+		return bpf.Event{
+			Time: time, Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: 3, Task: who << 13, Who: who, Pid: int32(who), Tgid: 3, Cr3: 1 << 20,
+		}
+	}
+	long := strings.Repeat("/long", 60)[:bpf.PathLen]
+	first, second := described(1, "/bin/sh"), described(2, long)
+	text := file(t, []any{first, second, call(1, 10), call(2, 11), call(1, 12), call(1, 20), call(3, 21)}, 5)
+	for _, tc := range []struct {
+		seek uint64
+		want []bpf.Process
+		time []uint64
+	}{
+		{0, []bpf.Process{first, second, first}, []uint64{10, 11, 20}},
+		{20, []bpf.Process{first}, []uint64{20}},
+	} {
+		r, err := NewReader(bytes.NewReader(text))
+		must(t, err)
+		defer r.Close()
+		must(t, r.Seek(tc.seek))
+		var l list
+		must(t, r.Run(&l))
+		for i := range tc.want {
+			tc.want[i].Head.Time = tc.time[i]
+		}
+		if !r.Described || !reflect.DeepEqual(l.processes, tc.want) {
+			t.Errorf("from %d: read\n%+v\nwrote\n%+v", tc.seek, l.processes, tc.want)
+		}
+		if ev := l.records[len(l.records)-1]; !reflect.DeepEqual(ev, call(3, 21)) {
+			t.Errorf("from %d: the last event is %+v", tc.seek, ev)
+		}
+	}
+}
+
 // FuzzDecoder takes the checksum and the compression out of the way.
 func FuzzDecoder(f *testing.F) {
-	e := encoder{index: make(map[identity]uint32)}
+	e := newEncoder()
 	for _, rec := range traffic(20, 1) {
-		if ev, ok := rec.(bpf.Event); ok {
-			e.event(&ev)
+		switch rec := rec.(type) {
+		case bpf.Event:
+			e.event(&rec)
+		case bpf.Process:
+			e.processes.Add(&rec)
 		}
 	}
 	f.Add(e.buf, e.events)
@@ -248,8 +316,9 @@ func FuzzDecoder(f *testing.F) {
 		d := decoder{buf: text, left: n % 1000}
 		var ev bpf.Event
 		var lost tracer.Lost
+		var process bpf.Process
 		for d.left > 0 {
-			if _, err := d.next(&ev, &lost); err != nil {
+			if _, err := d.next(&ev, &lost, &process); err != nil {
 				return
 			}
 		}

@@ -14,9 +14,11 @@ import (
 
 const (
 	// Version of the format. A newer one is refused.
-	Version = 2
-	// versionNoRet, which is read too, is from before [bpf.EventRet]: every return's value
-	// was known.
+	Version = 3
+	// versionNoProcess, which is read too, does not say who the threads are.
+	versionNoProcess = 2
+	// versionNoRet, likewise, is from before [bpf.EventRet] too: every return's value was
+	// known.
 	versionNoRet = 1
 
 	fileMagic  = "FRAILCAP"
@@ -82,9 +84,10 @@ func sum(b, payload []byte) uint32 {
 
 // Kinds of records in a block.
 const (
-	recEvent  = 0 // of a thread known in the block
-	recThread = 1 // the same, after what is to be known of the thread
-	recLost   = 2
+	recEvent   = 0 // of a thread known in the block
+	recThread  = 1 // the same, after what is to be known of the thread
+	recLost    = 2
+	recProcess = 3 // who a thread is
 )
 
 // noArgs, in place of the arguments' bits, is an exit, which has none.
@@ -92,14 +95,24 @@ const noArgs = 1 << 7
 
 // identity is what the events of a thread have in common.
 type identity struct {
-	task, cr3 uint64
-	vm        uint32
-	pid, tgid int32
-	comm      [bpf.CommLen]byte
+	task, cr3, who uint64
+	vm             uint32
+	pid, tgid      int32
+	comm           [bpf.CommLen]byte
 }
 
 func identityOf(ev *bpf.Event) identity {
-	return identity{ev.Task, ev.Cr3, ev.Vm, ev.Pid, ev.Tgid, ev.Comm}
+	return identity{ev.Task, ev.Cr3, ev.Who, ev.Vm, ev.Pid, ev.Tgid, ev.Comm}
+}
+
+func (id *identity) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, id.task)
+	b = binary.AppendUvarint(b, id.cr3)
+	b = binary.AppendUvarint(b, uint64(id.vm))
+	b = binary.AppendVarint(b, int64(id.pid))
+	b = binary.AppendVarint(b, int64(id.tgid))
+	b = append(b, id.comm[:]...)
+	return binary.AppendUvarint(b, id.who)
 }
 
 // last is what an event is told relative to: the thread's event before.
@@ -120,10 +133,19 @@ func (c *codec) reset() {
 	c.threads = c.threads[:0]
 }
 
+// described names a description.
+type described struct {
+	vm  uint32
+	who uint64
+}
+
 // encoder writes the records of a block.
 type encoder struct {
 	codec
 	index map[identity]uint32
+	// processes are those that the capture was told of, described those of the block.
+	processes tracer.Processes
+	described map[described]struct{}
 	// recent is the thread of the event before: most often also that of the next.
 	recent uint32
 	buf    []byte
@@ -132,9 +154,14 @@ type encoder struct {
 	latest uint64
 }
 
+func newEncoder() encoder {
+	return encoder{index: make(map[identity]uint32), described: make(map[described]struct{})}
+}
+
 func (e *encoder) reset() {
 	e.codec.reset()
 	clear(e.index)
+	clear(e.described)
 	e.buf = e.buf[:0]
 	e.events, e.recent = 0, 0
 }
@@ -158,13 +185,8 @@ func (e *encoder) event(ev *bpf.Event) {
 			n = uint32(len(e.threads))
 			e.index[id] = n
 			e.threads = append(e.threads, last{id: id})
-			b := append(e.buf, recThread)
-			b = binary.AppendUvarint(b, id.task)
-			b = binary.AppendUvarint(b, id.cr3)
-			b = binary.AppendUvarint(b, uint64(id.vm))
-			b = binary.AppendVarint(b, int64(id.pid))
-			b = binary.AppendVarint(b, int64(id.tgid))
-			e.buf = append(b, id.comm[:]...)
+			e.describe(ev)
+			e.buf = id.append(append(e.buf, recThread))
 		} else {
 			e.buf = binary.AppendUvarint(append(e.buf, recEvent), uint64(n))
 		}
@@ -200,6 +222,34 @@ func (e *encoder) event(ev *bpf.Event) {
 	e.buf = b
 }
 
+// describe writes who made an event, once in each block, which stands for itself.
+func (e *encoder) describe(ev *bpf.Event) {
+	p := e.processes.Of(ev)
+	if p == nil {
+		return
+	}
+	key := described{ev.Vm, ev.Who}
+	if _, ok := e.described[key]; ok {
+		return
+	}
+	e.described[key] = struct{}{}
+	id := identityOf(&p.Head)
+	e.buf = id.append(append(e.buf, recProcess))
+	e.stamp(ev.Time)
+	b := binary.AppendUvarint(e.buf, p.Start)
+	b = binary.AppendUvarint(b, uint64(p.Known))
+	b = binary.AppendVarint(b, int64(p.Ppid))
+	b = binary.AppendVarint(b, int64(p.NsPid))
+	for _, id := range []uint32{p.Uid, p.Gid, p.Euid, p.Egid} {
+		b = binary.AppendUvarint(b, uint64(id))
+	}
+	for _, path := range [][]byte{p.ExeBytes(), p.CgroupBytes()} {
+		b = binary.AppendUvarint(b, uint64(len(path)))
+		b = append(b, path...)
+	}
+	e.buf = b
+}
+
 func (e *encoder) lost(l tracer.Lost) {
 	e.buf = append(e.buf, recLost)
 	e.stamp(l.Time)
@@ -212,9 +262,38 @@ func (e *encoder) lost(l tracer.Lost) {
 // trusted all the same.
 type decoder struct {
 	codec
-	buf  []byte
-	left uint32
-	bad  bool
+	buf       []byte
+	left      uint32
+	bad       bool
+	noProcess bool // of a file of versionNoProcess
+}
+
+func (d *decoder) identity() (id identity) {
+	id.task, id.cr3 = d.uvarint(), d.uvarint()
+	id.vm = uint32(d.uvarint())
+	id.pid, id.tgid = int32(d.varint()), int32(d.varint())
+	copy(id.comm[:], d.take(len(id.comm)))
+	if !d.noProcess {
+		id.who = d.uvarint()
+	}
+	return id
+}
+
+func (d *decoder) process(p *bpf.Process) {
+	id := d.identity()
+	d.time += uint64(d.varint())
+	*p = bpf.Process{Head: bpf.Event{
+		Time: d.time, Vm: id.vm, Kind: bpf.EventProcess, Flags: bpf.EventIdentity, Cr3: id.cr3, Task: id.task, Who: id.who,
+		Pid: id.pid, Tgid: id.tgid, Comm: id.comm,
+	}}
+	p.Start, p.Known = d.uvarint(), uint32(d.uvarint())
+	p.Ppid, p.NsPid = int32(d.varint()), int32(d.varint())
+	for _, to := range []*uint32{&p.Uid, &p.Gid, &p.Euid, &p.Egid} {
+		*to = uint32(d.uvarint())
+	}
+	for _, to := range [][]byte{p.Exe[:], p.Cgroup[:]} {
+		copy(to, d.take(int(min(d.uvarint(), maxPayload))))
+	}
 }
 
 func (d *decoder) uvarint() uint64 {
@@ -250,8 +329,9 @@ func (d *decoder) take(n int) []byte {
 	return b
 }
 
-// next reads a record into ev or lost and says which.
-func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost) (isLost bool, err error) {
+// next reads a record into ev, lost or process, and says which by its kind: recEvent,
+// recLost or recProcess.
+func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost, process *bpf.Process) (byte, error) {
 	d.left--
 	kind := d.take(1)[0]
 	var n uint64
@@ -261,13 +341,12 @@ func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost) (isLost bool, err error
 		*lost = tracer.Lost{Time: d.time, Losses: tracer.Losses{
 			RingFull: d.uvarint(), ReadFault: d.uvarint(), Recursion: d.uvarint(),
 		}}
-		return true, d.err()
+		return recLost, d.err()
+	case recProcess:
+		d.process(process)
+		return recProcess, d.err()
 	case recThread:
-		var id identity
-		id.task, id.cr3 = d.uvarint(), d.uvarint()
-		id.vm = uint32(d.uvarint())
-		id.pid, id.tgid = int32(d.varint()), int32(d.varint())
-		copy(id.comm[:], d.take(len(id.comm)))
+		id := d.identity()
 		n = uint64(len(d.threads))
 		if n < maxThreads {
 			d.threads = append(d.threads, last{id: id})
@@ -278,14 +357,14 @@ func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost) (isLost bool, err error
 		d.bad = true
 	}
 	if d.bad || n >= uint64(len(d.threads)) {
-		return false, fmt.Errorf("%w: bad record", ErrCorrupt)
+		return recEvent, fmt.Errorf("%w: bad record", ErrCorrupt)
 	}
 	d.time += uint64(d.varint())
 	l := &d.threads[n]
 	two := d.take(2)
 	*ev = bpf.Event{
 		Time: d.time, Vm: l.id.vm, Kind: uint16(two[0]), Insn: uint16(two[1]), Cr3: l.id.cr3,
-		Task: l.id.task, Pid: l.id.pid, Tgid: l.id.tgid, Comm: l.id.comm,
+		Task: l.id.task, Who: l.id.who, Pid: l.id.pid, Tgid: l.id.tgid, Comm: l.id.comm,
 	}
 	ev.Flags = uint32(d.uvarint())
 	ev.Vcpu = uint32(d.uvarint())
@@ -296,7 +375,7 @@ func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost) (isLost bool, err error
 	ev.Ip, ev.Sp = l.ip, l.sp
 	mask := d.take(1)[0]
 	if mask == noArgs {
-		return false, d.err()
+		return recEvent, d.err()
 	}
 	for i := range l.args {
 		if mask>>i&1 != 0 {
@@ -304,7 +383,7 @@ func (d *decoder) next(ev *bpf.Event, lost *tracer.Lost) (isLost bool, err error
 		}
 	}
 	ev.Args = l.args
-	return false, d.err()
+	return recEvent, d.err()
 }
 
 func (d *decoder) err() error {

@@ -26,6 +26,8 @@ type Reader struct {
 	Header Header
 	// Truncated is set when the file ended within a block: it was cut off there.
 	Truncated bool
+	// Described says that the capture tells who the threads are, as all do since version 3.
+	Described bool
 
 	r     io.ReadSeeker
 	buf   *bufio.Reader
@@ -46,10 +48,12 @@ func NewReader(r io.ReadSeeker) (*Reader, error) {
 		return nil, fmt.Errorf("read capture: %w: not a capture", ErrCorrupt)
 	}
 	v := binary.LittleEndian.Uint32(head[8:])
-	if v != Version && v != versionNoRet {
+	if v < versionNoRet || v > Version {
 		return nil, fmt.Errorf("read capture: format %d: this version reads up to %d", v, Version)
 	}
 	out.noRet = v == versionNoRet
+	out.Described = v > versionNoProcess
+	out.dec.noProcess = !out.Described
 	n := binary.LittleEndian.Uint32(head[12:])
 	if n > maxHeader {
 		return nil, fmt.Errorf("read capture: %w: header of %d bytes", ErrCorrupt, n)
@@ -121,11 +125,17 @@ func (r *Reader) block() error {
 	return nil
 }
 
-// Run gives every record to sink. It returns the sink's error as it is. A file that was cut
+// Run gives every record to sink; who a thread is, to a [tracer.ProcessSink], more than once: a
+// capture can be read from any block on. It returns the sink's error as it is. A file that was cut
 // off is no error: see Truncated.
 func (r *Reader) Run(sink tracer.Sink) error {
 	var ev bpf.Event
 	var lost tracer.Lost
+	var process bpf.Process
+	describe := func(*bpf.Process) error { return nil }
+	if sink, ok := sink.(tracer.ProcessSink); ok {
+		describe = sink.Process
+	}
 	for {
 		if r.dec.left == 0 {
 			if err := sink.Flush(); err != nil {
@@ -140,17 +150,19 @@ func (r *Reader) Run(sink tracer.Sink) error {
 			}
 			continue
 		}
-		isLost, err := r.dec.next(&ev, &lost)
+		kind, err := r.dec.next(&ev, &lost, &process)
 		if err != nil {
 			return fmt.Errorf("read capture: %w", err)
 		}
-		if r.noRet && !isLost && ev.Kind == bpf.EventExit {
+		if r.noRet && kind == recEvent && ev.Kind == bpf.EventExit {
 			ev.Flags |= bpf.EventRet
 		}
 		switch {
-		case isLost && lost.Time >= r.skip:
+		case kind == recProcess:
+			err = describe(&process)
+		case kind == recLost && lost.Time >= r.skip:
 			err = sink.Lost(lost)
-		case !isLost && ev.Time >= r.skip:
+		case kind == recEvent && ev.Time >= r.skip:
 			err = sink.Event(&ev)
 		}
 		if err != nil {

@@ -29,7 +29,7 @@ type Header struct {
 	Frail string `json:"frail,omitempty"`
 }
 
-// Writer writes a capture. It is a [tracer.Sink] whose Flush writes what was collected, so
+// Writer writes a capture. It is a [tracer.ProcessSink] whose Flush writes what was collected, so
 // that a file that is cut off lacks little. It is not safe for concurrent use.
 type Writer struct {
 	w      io.Writer
@@ -48,7 +48,7 @@ type blockAt struct {
 	first, last uint64
 }
 
-var _ tracer.Sink = (*Writer)(nil)
+var _ tracer.ProcessSink = (*Writer)(nil)
 
 // NewWriter writes the header and returns a writer. The caller closes it.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
@@ -67,7 +67,7 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	head := append([]byte(fileMagic), 0, 0, 0, 0, 0, 0, 0, 0)
 	binary.LittleEndian.PutUint32(head[8:], Version)
 	binary.LittleEndian.PutUint32(head[12:], uint32(len(text)))
-	out := &Writer{w: w, zip: zip, enc: encoder{index: make(map[identity]uint32)}}
+	out := &Writer{w: w, zip: zip, enc: newEncoder()}
 	return out, out.write(append(head, text...))
 }
 
@@ -87,6 +87,12 @@ func (w *Writer) write(b []byte) error {
 func (w *Writer) Event(ev *bpf.Event) error {
 	w.enc.event(ev)
 	return w.full()
+}
+
+// Process takes who a thread is. It is written with the thread's next event.
+func (w *Writer) Process(p *bpf.Process) error {
+	w.enc.processes.Add(p)
+	return nil
 }
 
 // Lost adds a loss.

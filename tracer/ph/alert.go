@@ -3,7 +3,6 @@
 package ph
 
 import (
-	"bytes"
 	"fmt"
 	"strings"
 
@@ -25,9 +24,13 @@ const (
 	AlertProcesses
 	// AlertLimit: the analysis reached a limit and left calls out.
 	AlertLimit
+	// AlertStide: more of a thread's last calls than the limit ended a sequence that its
+	// executable never made. [Stide] alone tells it.
+	AlertStide
 )
 
-// String returns the name alerts have in output: "drift", "attack", "processes", "limit".
+// String returns the name alerts have in output: "drift", "attack", "processes", "limit",
+// "stide".
 func (k AlertKind) String() string {
 	switch k {
 	case AlertDrift:
@@ -38,6 +41,8 @@ func (k AlertKind) String() string {
 		return "processes"
 	case AlertLimit:
 		return "limit"
+	case AlertStide:
+		return "stide"
 	default:
 		return fmt.Sprintf("alert%d", uint8(k))
 	}
@@ -50,8 +55,9 @@ type Alert struct {
 	Time      uint64
 	VM        uint32
 	PID, TGID int32
-	// Executable is the program's name. The guest chose it: it may hold any byte.
-	Executable string
+	// Executable is the program, as [Executable.Name] has it, and Comm the thread's name.
+	// The guest chose both: they may hold any byte.
+	Executable, Comm string
 	// Calls are the sequence: the call that raised the alert, and the eight before it,
 	// the newest first.
 	Calls [Window]Number
@@ -67,6 +73,9 @@ type Alert struct {
 	// of an AlertLimit only.
 	Limit int
 	Count uint64
+	// Misses is how many of the thread's last calls, as many as stide's frame has, ended an
+	// unknown sequence: of an AlertStide only.
+	Misses int
 }
 
 // limitNames are by index of the analysis' counters.
@@ -80,6 +89,7 @@ var limitNames = [bpf.PhCounters]string{
 	bpf.PhSignalLost:   "signal handlers whose start was not found",
 	bpf.PhRingFull:     "records lost",
 	bpf.PhReadFault:    "events that could not be read",
+	bpf.PhNoProgram:    "calls of threads that were not described",
 }
 
 // LimitName says what a limit is about.
@@ -97,22 +107,24 @@ func VerdictOf(rec *bpf.PhRecord) Verdict {
 }
 
 // AlertsOf appends to dst the alerts that a record holds: most hold none, and one call can
-// raise several. A guest kernel that is not resolved yet gives calls without identity,
-// which is no alert.
+// raise several. A guest kernel that is not resolved yet gives calls without identity, and
+// one that is, for a moment, calls of threads that are not described yet: both are no alerts.
 func AlertsOf(dst []Alert, rec *bpf.PhRecord) []Alert {
 	a := Alert{
-		Time: rec.Time, VM: rec.Vm, PID: rec.Pid, TGID: rec.Tgid, Executable: string(bytes.Clone(rec.CommBytes())),
+		Time: rec.Time, VM: rec.Exe.Vm, PID: rec.Pid, TGID: rec.Tgid, Comm: string(rec.CommBytes()),
 	}
 	if rec.Counter != 0 {
 		a.Kind, a.Limit, a.Count = AlertLimit, int(rec.Counter)-1, rec.Train
 		for i := range a.Calls {
 			a.Calls[i] = NoNumber
 		}
-		if a.Limit == bpf.PhNoIdentity || a.Limit == bpf.PhSignalLost {
+		switch a.Limit {
+		case bpf.PhNoIdentity, bpf.PhNoProgram, bpf.PhSignalLost:
 			return dst
 		}
 		return append(dst, a)
 	}
+	a.Executable = FromBPF(&rec.Exe).Name()
 	v := VerdictOf(rec)
 	a.Miss, a.LFC, a.MaxLFC, a.Frame, a.Anomalies = v.Miss, v.LFC, rec.MaxLfc, rec.Frame, rec.Anomalies
 	for i, n := range rec.Calls {
@@ -168,12 +180,13 @@ func (a *Alert) Sequence() string {
 
 // String returns the alert as one line without its time, safe to print.
 func (a *Alert) String() string {
-	name := fmt.Sprintf("%q", a.Executable)
 	switch a.Kind {
 	case AlertLimit:
-		return fmt.Sprintf("limit: %s (%d times), at %s[%d/%d]", LimitName(a.Limit), a.Count, name, a.PID, a.TGID)
+		return fmt.Sprintf("limit: %s (%d times), at %q[%d/%d]", LimitName(a.Limit), a.Count, a.Comm, a.PID, a.TGID)
+	case AlertStide:
+		return fmt.Sprintf("stide: %q[%d/%d] comm=%q misses=%d: %s", a.Executable, a.PID, a.TGID, a.Comm, a.Misses, a.Sequence())
 	default:
-		return fmt.Sprintf("%s: %s[%d/%d] lfc=%d max=%d anomalies=%d history=%s: %s",
-			a.Kind, name, a.PID, a.TGID, a.LFC, a.MaxLFC, a.Anomalies, a.History(), a.Sequence())
+		return fmt.Sprintf("%s: %q[%d/%d] comm=%q lfc=%d max=%d anomalies=%d history=%s: %s",
+			a.Kind, a.Executable, a.PID, a.TGID, a.Comm, a.LFC, a.MaxLFC, a.Anomalies, a.History(), a.Sequence())
 	}
 }

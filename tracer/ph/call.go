@@ -3,8 +3,6 @@
 package ph
 
 import (
-	"bytes"
-
 	"frail/bpf"
 	"frail/tracer/syscalls"
 )
@@ -84,26 +82,6 @@ const (
 	// none stands for "no call yet". It is learnt like a call.
 	none = Symbol(255)
 )
-
-// Executable is what a profile is about: for now a VM and the name of the thread, because
-// that is all an event tells. It is the one place that decides which program a thread runs.
-type Executable struct {
-	VM   uint32
-	Comm [bpf.CommLen]byte
-}
-
-// Name returns the executable's name. The guest chose it: it may hold any byte.
-func (e Executable) Name() string {
-	name, _, _ := bytes.Cut(e.Comm[:], []byte{0})
-	return string(name)
-}
-
-// executableOf returns what thread of ev runs.
-func executableOf(ev *bpf.Event) Executable {
-	e := Executable{VM: ev.Vm}
-	copy(e.Comm[:], ev.CommBytes())
-	return e
-}
 
 // action is what a call does to its thread's windows beyond being appended.
 type action uint8

@@ -38,22 +38,29 @@ type result struct{ calls, anomalies, maxLFC, first int }
 // lab is an analyser for traces of one program.
 type lab struct {
 	*Analyzer
-	run uint32
-	exe Executable
+	run   uint32
+	name  string
+	exe   Executable
+	namer Namer
 }
 
 func newLab(name string) *lab {
-	l := &lab{Analyzer: New(DefaultLimits()), exe: Executable{VM: 1}}
-	copy(l.exe.Comm[:], name)
-	return l
+	return &lab{Analyzer: New(DefaultLimits()), name: name, exe: NewExecutable(1, name)}
+}
+
+func (l *lab) call(ev *bpf.Event) Verdict {
+	if p := l.namer.Describe(ev); p != nil {
+		l.Process(p)
+	}
+	return l.Call(ev)
 }
 
 // feed analyses a trace and returns what each process came to.
 func (l *lab) feed(t *Trace) map[int32]*result {
 	l.run++
 	out := make(map[int32]*result)
-	t.Events(1, l.exe.Name(), ForeignBase, l.run, func(ev *bpf.Event) bool {
-		v := l.Call(ev)
+	t.Events(1, l.name, ForeignBase, l.run, func(ev *bpf.Event) bool {
+		v := l.call(ev)
 		r := out[ev.Pid]
 		if r == nil {
 			r = &result{first: -1}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"text/tabwriter"
 
@@ -86,8 +87,12 @@ func (s *scorers) run(t *Trace, base int64) scores {
 	out := scores{alert: -1}
 	s.lab.run++
 	n := 0
-	t.Events(1, s.exe.Name(), base, s.lab.run, func(ev *bpf.Event) bool {
+	t.Events(1, s.name, base, s.lab.run, func(ev *bpf.Event) bool {
 		n++
+		if p := s.namer.Describe(ev); p != nil {
+			s.Process(p)
+			s.stide.Process(p)
+		}
 		v := s.Call(ev)
 		sv := s.stide.Call(ev, s.learn)
 		out.lfc = max(out.lfc, int(v.LFC))
@@ -235,7 +240,11 @@ func TestStide(t *testing.T) {
 		t.Fatal(err)
 	}
 	ev := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1, Tgid: 1}
+	var namer Namer
 	feed := func(learn bool, calls ...int64) (news, misses, lfc int) {
+		if p := namer.Describe(&ev); p != nil {
+			s.Process(p)
+		}
 		for _, nr := range calls {
 			ev.Nr = nr
 			v := s.Call(&ev, learn)
@@ -260,7 +269,15 @@ func TestStide(t *testing.T) {
 	if _, m, lfc := feed(false, 1, 2, 1, 2, 3, 1, 2, 3, 1); m != 2 || lfc != 0 {
 		t.Errorf("%d missed, LFC %d at the end, want 2 and 0", m, lfc)
 	}
-	if got := s.Sequences(Executable{VM: 1}); got != 3 {
+	// Told once a rise, with the calls of the sequence.
+	var told []Alert
+	s.Tell, s.AlertLimit = func(a *Alert) { told = append(told, *a) }, 1
+	feed(false, 1, 2, 3, 1, 2, 1, 2, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 1, 2)
+	if len(told) != 2 || told[0].Kind != AlertStide || told[0].Misses != 2 || told[0].Executable != "[]" ||
+		!strings.HasSuffix(told[0].String(), "misses=2: - - - - - - open write open") {
+		t.Errorf("told %v", told)
+	}
+	if got := s.Sequences(NewExecutable(1, "")); got != 3 {
 		t.Errorf("%d sequences", got)
 	}
 	for _, bad := range [][2]int{{1, 20}, {33, 20}, {6, 0}, {6, 1025}} {

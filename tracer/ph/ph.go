@@ -79,6 +79,9 @@ type Counters struct {
 	Symbols uint64
 	// NoIdentity counts calls whose thread is not known.
 	NoIdentity uint64
+	// NoProgram counts calls of threads that were not described, or whose program found
+	// no room: they are not analysed.
+	NoProgram uint64
 	// SignalDepth counts handlers nested too deeply to get a window of their own.
 	SignalDepth uint64
 	// SignalLost counts returns from handlers whose interrupted window was not found:
@@ -134,7 +137,6 @@ type row struct{ train, test [256]uint8 }
 
 // profile is what is known of one executable.
 type profile struct {
-	index   uint32
 	exe     Executable
 	symbols map[Number]Symbol
 	numbers [256]Number
@@ -153,6 +155,7 @@ type profile struct {
 	threads     uint64 // started
 	marks       [MaxProcessLimit]uint64
 	marked      uint32
+	alerted     bool // ManyProcesses, and there were not fewer since
 }
 
 // frame is a shift register of whether the last calls were anomalous.
@@ -182,8 +185,10 @@ type moment struct{ sp, window uint64 }
 
 // thread is what is kept of one guest thread.
 type thread struct {
+	who         uint64
 	task, space uint64
 	profile     *profile
+	news        Flags // to be told with its next call
 	window      uint64
 	frame       frame
 	alerted     bool // an attack, and not been normal for a whole frame since
@@ -210,7 +215,6 @@ type Analyzer struct {
 	counters Counters
 	vms      map[uint32]Settings
 	profiles map[Executable]*profile
-	made     int // profiles
 	rows     int
 	threads  map[threadKey]*thread
 	forks    map[spaceKey]*fork
@@ -257,11 +261,12 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 		a.count(ev, &a.counters.NoIdentity, bpf.PhNoIdentity)
 		return v
 	}
-	t, flags := a.thread(ev)
-	if t == nil {
+	t := a.threads[threadKey{ev.Vm, ev.Pid}]
+	if t == nil || t.who != ev.Who {
+		a.count(ev, &a.counters.NoProgram, bpf.PhNoProgram)
 		return v
 	}
-	v.Flags = flags
+	v.Flags, t.news = t.news, 0
 	p := t.profile
 	was := p.state()
 	if ev.Flags&bpf.EventSignal != 0 {
@@ -287,7 +292,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	}
 	if set.Learn {
 		v.New = p.learn(r, t.window, ev.Time, set)
-		if p.frozen && ev.Time >= p.normalTime {
+		if p.frozen && p.train%bpf.PhClock == 0 && ev.Time >= p.normalTime {
 			p.startNormal()
 		}
 	}
@@ -309,9 +314,7 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	}
 	if v.Miss != 0 && !t.anomalous {
 		t.anomalous = true
-		if p.mark(set.ProcessLimit) {
-			v.Flags |= ManyProcesses | Forgot
-		}
+		v.Flags |= p.mark(set.ProcessLimit)
 	}
 	if uint32(v.LFC) > set.TolerizeLimit {
 		v.Flags |= Forgot
@@ -350,41 +353,43 @@ func (a *Analyzer) Call(ev *bpf.Event) Verdict {
 	return v
 }
 
-// thread returns the state of the thread that made the call, and whether it, or its
-// program, is new. It returns nil when a limit is reached.
-func (a *Analyzer) thread(ev *bpf.Event) (*thread, Flags) {
-	key := threadKey{ev.Vm, ev.Pid}
-	exe, as := executableOf(ev), space(ev.Cr3)
+// Process takes the description of a thread, which comes before the events whose Who is its
+// Head.Who. It returns whether the thread, or its program, is new.
+func (a *Analyzer) Process(d *bpf.Process) Flags {
+	ev := &d.Head
+	if _, ok := a.vms[ev.Vm]; !ok {
+		return 0
+	}
+	key, exe, as := threadKey{ev.Vm, ev.Pid}, ExecutableOf(d), space(ev.Cr3)
 	t := a.threads[key]
 	known := t != nil && t.task == ev.Task
-	if known && t.space == as && t.profile.exe == exe {
-		return t, 0
-	}
 	if t == nil && len(a.threads) >= a.limits.Threads {
 		a.count(ev, &a.counters.Threads, bpf.PhFullThreads)
-		return nil, 0
+		return 0
 	}
 	p := a.profiles[exe]
 	if p == nil {
-		if a.made >= a.limits.Profiles {
+		if len(a.profiles) >= a.limits.Profiles {
+			delete(a.threads, key)
 			a.count(ev, &a.counters.Profiles, bpf.PhFullProfiles)
-			return nil, 0
+			return 0
 		}
 		p = newProfile(exe)
-		p.index = uint32(a.made)
-		a.made++
 		a.profiles[exe] = p
 	}
-	window := emptyWindow
-	flags := NewProgram
-	if !known {
-		window = a.inherit(ev.Vm, as, p)
-		flags = NewThread
+	if known && t.space == as && t.profile == p {
+		t.who = ev.Who
+		return 0
 	}
-	t = &thread{task: ev.Task, space: as, profile: p, window: window}
-	a.threads[key] = t
+	news, window := NewThread, emptyWindow
+	if known {
+		news = t.news | NewProgram
+	} else {
+		window = a.inherit(ev.Vm, as, p)
+	}
+	a.threads[key] = &thread{who: ev.Who, task: ev.Task, space: as, profile: p, window: window, news: news}
 	p.threads++
-	return t, flags
+	return news
 }
 
 func newProfile(exe Executable) *profile {
@@ -515,6 +520,7 @@ func (p *profile) startNormal() {
 		r.test = r.train
 	}
 	p.normal, p.frozen = true, false
+	p.marked, p.alerted = 0, false
 	p.anomalies, p.train, p.lastMod = 0, 0, 0
 }
 
@@ -527,19 +533,21 @@ func (p *profile) forget() {
 	p.frozen = false
 }
 
-// mark counts an anomalous thread and reports whether there are more than limit among
-// the last Frame that started.
-func (p *profile) mark(limit uint32) bool {
-	p.marks[p.marked%MaxProcessLimit] = p.threads
+// mark counts an anomalous thread. It returns the flags of more than limit among the last
+// Frame that started: told once, until there are fewer again, and never learnt.
+func (p *profile) mark(limit uint32) Flags {
+	n := p.marked
 	p.marked++
-	if p.marked <= limit {
-		return false
+	p.marks[n%MaxProcessLimit] = p.threads
+	if n < limit || p.threads-p.marks[(n-limit)%MaxProcessLimit] >= Frame {
+		p.alerted = false
+		return 0
 	}
-	if p.threads-p.marks[(p.marked-1-limit)%MaxProcessLimit] >= Frame {
-		return false
+	if p.alerted {
+		return Forgot
 	}
-	p.marked = 0
-	return true
+	p.alerted = true
+	return ManyProcesses | Forgot
 }
 
 // Control changes the state of a profile by an operator's decision.
@@ -608,7 +616,8 @@ func (a *Analyzer) count(ev *bpf.Event, n *uint64, counter int) {
 		return
 	}
 	a.Tell(&bpf.PhRecord{
-		Time: ev.Time, Vm: ev.Vm, Pid: ev.Pid, Tgid: ev.Tgid, Counter: uint16(counter) + 1, Train: *n, Comm: ev.Comm,
+		Time: ev.Time, Exe: bpf.PhExecutable{Vm: ev.Vm}, Pid: ev.Pid, Tgid: ev.Tgid, Counter: uint16(counter) + 1, Train: *n,
+		Comm: ev.Comm,
 	})
 }
 
@@ -616,7 +625,7 @@ func (a *Analyzer) tell(ev *bpf.Event, t *thread, n Number, v Verdict, was Flags
 	p := t.profile
 	rec := bpf.PhRecord{
 		Time: ev.Time, Task: ev.Task, Frame: [2]uint64{t.frame.lo, t.frame.hi}, Anomalies: p.anomalies, Train: p.train,
-		Vm: ev.Vm, Profile: p.index, Pid: ev.Pid, Tgid: ev.Tgid, Verdict: v.Pack(), Was: uint8(was), MaxLfc: t.maxLFC,
+		Exe: p.exe.BPF(), Pid: ev.Pid, Tgid: ev.Tgid, Verdict: v.Pack(), Was: uint8(was), MaxLfc: t.maxLFC,
 		Comm: ev.Comm,
 	}
 	rec.Calls[0] = uint16(n)

@@ -5,8 +5,6 @@ package ph
 import (
 	"cmp"
 	"slices"
-
-	"frail/bpf"
 )
 
 // Profile is what is known of an executable, independent of how an analyser keeps it. The
@@ -117,14 +115,8 @@ func (a *Analyzer) Executables() []Executable {
 	return out
 }
 
-// NewExecutable returns the executable of that name in a VM.
-func NewExecutable(vm uint32, name string) Executable {
-	e := Executable{VM: vm}
-	copy(e.Comm[:bpf.CommLen], name)
-	return e
-}
-
-// Load gives exe a profile in place of what is known of it. Threads that run it begin anew.
+// Load gives exe a profile in place of what is known of it. Threads that run it are analysed
+// again when they are described anew.
 // It returns false, and changes nothing, when a limit is reached or the profile has more
 // calls than there are symbols.
 func (a *Analyzer) Load(exe Executable, from *Profile) bool {
@@ -133,7 +125,7 @@ func (a *Analyzer) Load(exe Executable, from *Profile) bool {
 	freed := 0
 	if old != nil {
 		freed = len(old.rows)
-	} else if a.made >= a.limits.Profiles {
+	} else if len(a.profiles) >= a.limits.Profiles {
 		return false
 	}
 	if len(calls) > int(maxSymbol) || a.rows-freed+len(from.Rows) > a.limits.Rows {
@@ -164,15 +156,9 @@ func (a *Analyzer) Load(exe Executable, from *Profile) bool {
 		p.rows[symbol(fr.Call)] = r
 	}
 	a.rows += len(from.Rows) - freed
-	if old == nil {
-		p.index = uint32(a.made)
-		a.made++
-	} else {
-		p.index = old.index
-		for k, t := range a.threads {
-			if t.profile == old {
-				delete(a.threads, k)
-			}
+	for k, t := range a.threads {
+		if t.profile.exe == exe {
+			delete(a.threads, k)
 		}
 	}
 	a.profiles[exe] = p

@@ -18,6 +18,11 @@ type Stide struct {
 	threads       map[threadKey]*stideThread
 	limit         int
 	full          uint64
+
+	// Tell, if set, is told once when more than AlertLimit of a thread's last calls ended
+	// a sequence that is not known, until none did. The alert is valid until it returns.
+	Tell       func(*Alert)
+	AlertLimit int
 }
 
 // Bounds of stide's settings.
@@ -26,16 +31,21 @@ const (
 	MaxStideWindow = 32
 	// MaxStideFrame bounds how many calls its locality frame looks back on.
 	MaxStideFrame = 1024
+	// maxStideThreads bounds the threads that are kept: those that were killed stay until
+	// there are so many. Then all are forgotten until they are described anew.
+	maxStideThreads = 1 << 16
 	// MaxSequences bounds the sequences of one executable.
 	MaxSequences = 1 << 20
 )
 
 type stideThread struct {
+	who         uint64
 	task, space uint64
 	exe         Executable
 	calls       []byte // two bytes each, the newest last
 	frame       []bool // a ring
 	next, count int
+	alerted     bool
 }
 
 // NewStide returns a scorer of sequences of window calls, whose locality frame has frame.
@@ -62,19 +72,34 @@ type StideVerdict struct {
 	LFC int
 }
 
+// Process takes the description of a thread, which comes before the events whose Who is its
+// Head.Who.
+func (s *Stide) Process(d *bpf.Process) {
+	ev := &d.Head
+	key := threadKey{ev.Vm, ev.Pid}
+	exe, as := ExecutableOf(d), space(ev.Cr3)
+	t := s.threads[key]
+	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
+		if len(s.threads) >= maxStideThreads {
+			clear(s.threads)
+		}
+		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
+		s.threads[key] = t
+	}
+	t.who = ev.Who
+}
+
 // Call learns the sequence that a call ends, or judges it. A thread's first calls make no
-// sequence until there are enough. Events that are no call of a known thread give the zero
-// verdict.
+// sequence until there are enough. Events that are no call of a described thread give the
+// zero verdict.
 func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 	if ev.Kind != bpf.EventEnter || !ev.Identified() {
 		return StideVerdict{}
 	}
 	key := threadKey{ev.Vm, ev.Pid}
-	exe, as := executableOf(ev), space(ev.Cr3)
 	t := s.threads[key]
-	if t == nil || t.task != ev.Task || t.space != as || t.exe != exe {
-		t = &stideThread{task: ev.Task, space: as, exe: exe, frame: make([]bool, s.frame)}
-		s.threads[key] = t
+	if t == nil || t.who != ev.Who {
+		return StideVerdict{}
 	}
 	n := NumberOf(ev.Table(), ev.Nr)
 	if len(t.calls) == 2*s.window {
@@ -85,7 +110,7 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 
 	var v StideVerdict
 	if len(t.calls) == 2*s.window {
-		known := s.grams[exe]
+		known := s.grams[t.exe]
 		_, ok := known[string(t.calls)]
 		switch {
 		case ok:
@@ -96,7 +121,7 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 		default:
 			if known == nil {
 				known = make(map[string]struct{})
-				s.grams[exe] = known
+				s.grams[t.exe] = known
 			}
 			known[string(t.calls)] = struct{}{}
 			v.New = true
@@ -111,10 +136,32 @@ func (s *Stide) Call(ev *bpf.Event, learn bool) StideVerdict {
 	}
 	t.next = (t.next + 1) % len(t.frame)
 	v.LFC = t.count
+	switch {
+	case t.count == 0:
+		t.alerted = false
+	case t.count > s.AlertLimit && !t.alerted && s.Tell != nil:
+		t.alerted = true
+		s.Tell(t.alert(ev))
+	}
 	if actionOf(n) == actExit {
 		delete(s.threads, key)
 	}
 	return v
+}
+
+// alert returns that a thread's last calls ended too many unknown sequences.
+func (t *stideThread) alert(ev *bpf.Event) *Alert {
+	a := &Alert{
+		Kind: AlertStide, Time: ev.Time, VM: ev.Vm, PID: ev.Pid, TGID: ev.Tgid, Executable: t.exe.Name(),
+		Comm: string(ev.CommBytes()), Misses: t.count,
+	}
+	for i := range a.Calls {
+		a.Calls[i] = NoNumber
+		if at := len(t.calls) - 2*(i+1); at >= 0 {
+			a.Calls[i] = Number(t.calls[at]) | Number(t.calls[at+1])<<8
+		}
+	}
+	return a
 }
 
 // Sequences returns how many sequences of exe are known.

@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// Version of the file format. Another version is refused.
-	Version = 1
+	// Version of the file format. Another version is refused: version 1 was of the programs
+	// that a name was of, not of executables.
+	Version = 2
 
 	// MaxBytes bounds a file: the largest possible profile, 253 calls with all pairs,
 	// takes less.

@@ -32,8 +32,11 @@ func must(tb testing.TB, err error) {
 func learnt(name string, calls ...int64) *File {
 	a := ph.New(ph.DefaultLimits())
 	a.AddVM(1, ph.DefaultSettings())
-	exe := ph.NewExecutable(1, name)
-	ev := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1, Tgid: 1, Comm: exe.Comm}
+	ev := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1, Tgid: 1, Who: 1}
+	p := bpf.Process{Head: ev, Known: bpf.ProcessExe}
+	copy(p.Exe[:], name)
+	a.Process(&p)
+	exe := ph.ExecutableOf(&p)
 	for _, nr := range calls {
 		ev.Nr = nr
 		a.Call(&ev)
@@ -42,7 +45,9 @@ func learnt(name string, calls ...int64) *File {
 }
 
 func TestRoundTrip(t *testing.T) {
-	for _, name := range []string{"nginx", "", "../../etc/x", "a b\x01\xff", ".hidden", "+plus", "sixteen-letters!"} {
+	for _, name := range []string{
+		"/usr/sbin/nginx", "", "/../../etc/x", "/a b\x01\xff", ".hidden", "+plus", "/memfd:x", "%2F", "/" + strings.Repeat("\xff", bpf.PathLen-1),
+	} {
 		f := learnt(name, 0, 1, 257, 3, 0, 1, 900, 2000, bpf.X32Bit|520)
 		f.Frozen, f.NormalAt = true, f.Saved.Add(time.Hour)
 		text, err := Encode(f)
@@ -70,9 +75,9 @@ func TestRoundTrip(t *testing.T) {
 // No flipped bit and no missing byte gets through, and what is damaged is kept.
 func TestCorrupt(t *testing.T) {
 	s := NewStore(t.TempDir())
-	must(t, s.Save(learnt("sh", 0, 1)))
-	must(t, s.Save(learnt("cat", 0, 1)))
-	path := filepath.Join(s.dir, "profiles", domain, "sh.profile")
+	must(t, s.Save(learnt("/bin/sh", 0, 1)))
+	must(t, s.Save(learnt("/bin/cat", 0, 1)))
+	path := filepath.Join(s.dir, "profiles", domain, "%2Fbin%2Fsh.profile")
 	good, err := os.ReadFile(path)
 	must(t, err)
 
@@ -89,7 +94,7 @@ func TestCorrupt(t *testing.T) {
 		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "set aside") {
 			t.Errorf("cut at %d: %v", cut, err)
 		}
-		if len(all) != 1 || all[0].Name != "cat" {
+		if len(all) != 1 || all[0].Name != "/bin/cat" {
 			t.Errorf("cut at %d: the others are %+v", cut, all)
 		}
 	}
@@ -106,10 +111,10 @@ func TestCorrupt(t *testing.T) {
 // Whenever the power goes, what is read afterwards is the old file or the new one.
 func TestPowerLoss(t *testing.T) {
 	s := NewStore(t.TempDir())
-	old := learnt("sh", 0, 1)
+	old := learnt("/bin/sh", 0, 1)
 	must(t, s.Save(old))
-	path := filepath.Join(s.dir, "profiles", domain, "sh.profile")
-	text, err := Encode(learnt("sh", 0, 1, 2, 3))
+	path := filepath.Join(s.dir, "profiles", domain, "%2Fbin%2Fsh.profile")
+	text, err := Encode(learnt("/bin/sh", 0, 1, 2, 3))
 	must(t, err)
 	for cut := range len(text) + 1 {
 		must(t, os.WriteFile(path+partial, text[:cut], 0o600))
@@ -125,9 +130,9 @@ func TestPowerLoss(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	text, err := Encode(learnt("sh", 0, 1))
+	text, err := Encode(learnt("/bin/sh", 0, 1))
 	must(t, err)
-	other := bytes.Replace(text, []byte("frail-profile 1 "), []byte("frail-profile 2 "), 1)
+	other := bytes.Replace(text, []byte("frail-profile 2 "), []byte("frail-profile 3 "), 1)
 	if _, err := Decode(bytes.NewReader(other)); err == nil || errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "format") {
 		t.Errorf("another version: %v", err)
 	}
@@ -137,7 +142,7 @@ func TestRefused(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	text, err := Encode(learnt("sh", 0, 1, 257))
+	text, err := Encode(learnt("/bin/sh", 0, 1, 257))
 	must(f, err)
 	f.Add(text)
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -150,7 +155,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func TestMergeAndDiff(t *testing.T) {
-	a, b := learnt("sh", 0, 1, 2), learnt("sh", 0, 1, 3, 1)
+	a, b := learnt("/bin/sh", 0, 1, 2), learnt("/bin/sh", 0, 1, 3, 1)
 	m := Merge(a, b)
 	if d := Diff(&m.Profile, &m.Profile); len(d) != 0 {
 		t.Errorf("a profile differs from itself: %+v", d)
@@ -196,7 +201,7 @@ func TestPlot(t *testing.T) {
 }
 
 func TestSeccomp(t *testing.T) {
-	f := learnt("sh", 0, 1, 257)
+	f := learnt("/bin/sh", 0, 1, 257)
 	var out bytes.Buffer
 	must(t, Seccomp(&out, &f.Profile))
 	var doc struct {

@@ -3,7 +3,7 @@
 package profile
 
 import (
-	"encoding/base32"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,25 +30,26 @@ type Store struct{ dir string }
 // NewStore returns the store in a directory, which is made when something is saved.
 func NewStore(dir string) *Store { return &Store{dir: dir} }
 
-// names of executables are the guest's choice: what is not plain goes into file names
-// encoded. The prefix cannot be part of a plain one.
-var encoding = base32.HexEncoding.WithPadding(base32.NoPadding)
+// maxFileName leaves room, of the 255 bytes of a file's name, for what stands behind it.
+const maxFileName = 200
 
-const encodedPrefix = "+"
-
+// fileName returns the name of an executable's file. The guest chose the executable's: a byte
+// that is not plain is "%" and two digits; what gets too long is "%" and a hash, which cannot
+// be of such a byte.
 func fileName(executable string) string {
-	plain := executable != "" && executable[0] != '.'
-	for _, c := range []byte(executable) {
+	var b strings.Builder
+	for i, c := range []byte(executable) {
 		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.':
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.' && i > 0:
+			b.WriteByte(c)
 		default:
-			plain = false
+			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
-	if plain {
-		return executable + suffix
+	if b.Len() > maxFileName {
+		return fmt.Sprintf("%%x%x%s", sha256.Sum256([]byte(executable)), suffix)
 	}
-	return encodedPrefix + encoding.EncodeToString([]byte(executable)) + suffix
+	return b.String() + suffix
 }
 
 // domainDir returns the directory of a domain's profiles.

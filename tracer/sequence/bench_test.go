@@ -39,17 +39,26 @@ func perCall(b *testing.B, prog *ebpf.Program, fire func()) float64 {
 	return best
 }
 
+// described returns the description of a thread that runs a program.
+func described(head bpf.Event, exe string) *bpf.Process {
+	p := &bpf.Process{Head: head, Known: bpf.ProcessExe}
+	p.Head.Kind, p.Head.Flags = bpf.EventProcess, bpf.EventIdentity
+	copy(p.Exe[:], exe)
+	return p
+}
+
 // sixty trains a profile of 60 rows and returns a loop of its calls.
 func sixty(b *testing.B, a *Analyzer, s ph.Settings) []bpf.Event {
 	b.Helper()
 	must(b, a.AddVM(1, s))
-	k := bpftest.New(b, 1)
+	k := bpftest.New(b, 5)
+	k.FireProcess(b, a.objs.Process, 0, described(bpf.Event{Vm: 1, Task: 1 << 40, Who: 1, Pid: 7, Tgid: 7, Cr3: 1 << 20}, "/b"))
 	w := rand.New(rand.NewPCG(1, 2))
 	var loop []bpf.Event
 	for i := range 600 {
 		ev := bpf.Event{
 			Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity | bpf.EventNr,
-			Task: 1 << 40, Pid: 7, Tgid: 7, Cr3: 1 << 20, Comm: [16]uint8{'b'}, Sp: 1 << 40,
+			Task: 1 << 40, Who: 1, Pid: 7, Tgid: 7, Cr3: 1 << 20, Comm: [16]uint8{'b'}, Sp: 1 << 40,
 			Nr: 64 + int64(i)%60*3, Time: 1,
 		}
 		if i >= 120 {
@@ -63,7 +72,7 @@ func sixty(b *testing.B, a *Analyzer, s ph.Settings) []bpf.Event {
 			k.Fire(b, a.objs.Enter, 0)
 		}
 	}
-	p, err := a.Profile(ph.NewExecutable(1, "b"))
+	p, err := a.Profile(ph.NewExecutable(1, "/b"))
 	must(b, err)
 	if len(p.Rows) != 60 {
 		b.Fatalf("%d rows, want 60", len(p.Rows))
@@ -93,7 +102,7 @@ func BenchmarkCall(b *testing.B) {
 			s.NormalWait = 1000 * time.Hour
 			loop := sixty(b, a, s)
 			if tc.normal {
-				must(b, a.Control(ph.NewExecutable(1, "b"), ph.Normalize))
+				must(b, a.Control(ph.NewExecutable(1, "/b"), ph.Normalize))
 			}
 			k := bpftest.New(b, len(loop))
 			for i := range loop {
@@ -124,7 +133,7 @@ func BenchmarkCall(b *testing.B) {
 func memory(b *testing.B, a *Analyzer) uint64 {
 	b.Helper()
 	var sum uint64
-	for _, m := range []*ebpf.Map{a.objs.VMs, a.objs.Executables, a.objs.Profiles, a.objs.Rows, a.objs.Threads, a.objs.Forks, a.objs.Records} {
+	for _, m := range []*ebpf.Map{a.objs.VMs, a.objs.Executables, a.objs.Profiles, a.objs.Free, a.objs.Rows, a.objs.FreeRows, a.objs.Threads, a.objs.Forks, a.objs.Records} {
 		info, err := m.Info()
 		must(b, err)
 		n, ok := info.Memlock()
@@ -149,17 +158,15 @@ func BenchmarkMemory(b *testing.B) {
 		}
 		empty := memory(b, a)
 		for i := range 1000 {
-			must(b, a.Load(ph.NewExecutable(1, fmt.Sprint("p", i)), p))
+			must(b, a.Load(ph.NewExecutable(1, fmt.Sprint("/p", i)), p))
 		}
-		// The array of profiles is there from the start.
-		perProfile = float64(memory(b, a)-empty)/1000 + float64(unsafe.Sizeof(bpf.PhProfile{}))
-		k := bpftest.New(b, 1)
+		// The arrays of profiles and rows are there from the start.
+		perProfile = float64(memory(b, a)-empty)/1000 + float64(unsafe.Sizeof(bpf.PhProfile{})+53*unsafe.Sizeof(bpf.PhRow{}))
+		k := bpftest.New(b, 5)
 		for i := range 100000 {
-			*k.At(0) = bpf.Event{
-				Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity,
-				Pid: int32(i + 1), Tgid: int32(i + 1), Task: uint64(i + 1), Comm: [16]uint8{'p', '1'},
-			}
-			k.Fire(b, a.objs.Enter, 0)
+			k.FireProcess(b, a.objs.Process, 0, described(bpf.Event{
+				Vm: 1, Pid: int32(i + 1), Tgid: int32(i + 1), Task: uint64(i + 1), Who: uint64(i + 1),
+			}, "/p1"))
 		}
 		threads, err := a.Threads()
 		must(b, err)
@@ -180,8 +187,12 @@ func BenchmarkReference(b *testing.B) {
 	for b.Loop() {
 		a := ph.New(ph.DefaultLimits())
 		a.AddVM(1, ph.DefaultSettings())
+		var namer ph.Namer
 		for i, tr := range data.Training {
 			tr.Events(1, "adfa", 0, uint32(i), func(ev *bpf.Event) bool {
+				if p := namer.Describe(ev); p != nil {
+					a.Process(p)
+				}
 				a.Call(ev)
 				n++
 				return true

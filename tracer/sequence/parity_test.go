@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ type pair struct {
 	ref    *ph.Analyzer
 	bpf    *Analyzer
 	events *bpftest.Events
+	namer  ph.Namer
 	calls  int
 	want   []bpf.PhRecord // what the reference told and the other is still to tell
 	told   int
@@ -31,7 +34,7 @@ type pair struct {
 
 func newPair(tb testing.TB, limits ph.Limits) *pair {
 	tb.Helper()
-	p := &pair{tb: tb, ref: ph.New(limits), bpf: newAnalyzer(tb, Options{Limits: limits}), events: bpftest.New(tb, 1)}
+	p := &pair{tb: tb, ref: ph.New(limits), bpf: newAnalyzer(tb, Options{Limits: limits}), events: bpftest.New(tb, 5)}
 	p.ref.Tell = func(r *bpf.PhRecord) { p.want = append(p.want, *r) }
 	return p
 }
@@ -64,20 +67,7 @@ func (p *pair) call(ev *bpf.Event) {
 		p.tb.Fatalf("call %d, %s of %d by %q: verdict %#x, the reference has %#x (%+v)",
 			p.calls, ph.NumberOf(ev.Table(), ev.Nr), ev.Pid, ev.CommBytes(), got, want, v)
 	}
-	for _, want := range p.want {
-		rec, err := p.bpf.read()
-		must(p.tb, err)
-		// An operator's profiles get other places.
-		rec.Profile = want.Profile
-		if *rec != want {
-			p.tb.Fatalf("call %d: told\n%+v, the reference\n%+v", p.calls, *rec, want)
-		}
-		p.told++
-	}
-	p.want = p.want[:0]
-	if n := p.bpf.reader.AvailableBytes(); n != 0 {
-		p.tb.Fatalf("call %d: told %d bytes more than the reference", p.calls, n)
-	}
+	p.compareTold()
 	p.calls++
 	for bit := range p.seen {
 		if v.Flags>>bit&1 != 0 {
@@ -86,6 +76,38 @@ func (p *pair) call(ev *bpf.Event) {
 	}
 	if v.Miss != 0 {
 		p.missed++
+	}
+}
+
+// named is a call of a thread that runs the program of its name.
+func (p *pair) named(ev *bpf.Event) {
+	if d := p.namer.Describe(ev); d != nil {
+		p.process(d)
+	}
+	p.call(ev)
+}
+
+func (p *pair) process(d *bpf.Process) {
+	got := p.events.FireProcess(p.tb, p.bpf.objs.Process, 0, d)
+	if want := p.ref.Process(d); got != uint32(want) {
+		p.tb.Fatalf("call %d, description of %d, %q: %#x, the reference has %#x", p.calls, d.Head.Pid, d.ExeBytes(), got, want)
+	}
+	p.compareTold()
+}
+
+// compareTold compares what both told.
+func (p *pair) compareTold() {
+	for _, want := range p.want {
+		rec, err := p.bpf.read()
+		must(p.tb, err)
+		if *rec != want {
+			p.tb.Fatalf("call %d: told\n%+v, the reference\n%+v", p.calls, *rec, want)
+		}
+		p.told++
+	}
+	p.want = p.want[:0]
+	if n := p.bpf.reader.AvailableBytes(); n != 0 {
+		p.tb.Fatalf("call %d: told %d bytes more than the reference", p.calls, n)
 	}
 }
 
@@ -130,46 +152,82 @@ func (p *pair) compare() {
 // numbers.
 type world struct {
 	*rand.Rand
-	threads []*bpf.Event
+	threads []*thread
 	pid     int32
 	mm      uint64
+	who     uint64
 	time    uint64
 	names   []string
 }
 
-func (w *world) newThread(from *bpf.Event, ownSpace bool) *bpf.Event {
+// thread is one of a world, as its last call.
+type thread struct {
+	bpf.Event
+	bpf.Process
+	told bool // of the description
+}
+
+func (w *world) newThread(from *thread, ownSpace bool) {
 	w.pid++
-	ev := &bpf.Event{
+	t := &thread{Event: bpf.Event{
 		Vm: 1 + uint32(w.IntN(2)), Kind: bpf.EventEnter, Flags: bpf.EventIdentity | bpf.EventNr,
-		Insn: bpf.InsnSyscall64, Tgid: w.pid,
-	}
-	copy(ev.Comm[:], w.names[w.IntN(len(w.names))])
-	ev.Cr3 = w.space()
+		Insn: bpf.InsnSyscall64, Tgid: w.pid, Cr3: w.space(),
+	}}
+	w.program(t)
 	if from != nil {
-		*ev = *from
+		*t = *from
 		if ownSpace {
-			ev.Cr3, ev.Tgid = w.space(), w.pid
+			t.Cr3, t.Event.Tgid = w.space(), w.pid
 		}
 	}
-	// Process ids are used again.
-	ev.Pid = w.pid%40 + 1
-	ev.Task = 0xffff888000000000 + uint64(w.pid)*0x2000
-	ev.Sp = 0x7ffd00000000
-	w.threads = append(w.threads, ev)
-	return ev
+	// Process ids are used again, once who had it was killed.
+	t.Event.Pid = w.pid%40 + 1
+	w.threads = slices.DeleteFunc(w.threads, func(old *thread) bool {
+		return old.Event.Vm == t.Event.Vm && old.Event.Pid == t.Event.Pid
+	})
+	t.Event.Task = 0xffff888000000000 + uint64(w.pid)*0x2000
+	t.Event.Sp = 0x7ffd00000000
+	w.describe(t)
+	w.threads = append(w.threads, t)
 }
 
 func (w *world) space() uint64 { w.mm += 0x2000; return w.mm | uint64(w.IntN(4096)) }
 
-func (w *world) next() *bpf.Event {
+// program makes a thread run another one.
+func (w *world) program(t *thread) {
+	name := w.names[w.IntN(len(w.names))]
+	t.Process = bpf.Process{Known: bpf.ProcessExe | uint32(w.IntN(2))*bpf.ProcessExeDeleted}
+	copy(t.Exe[:], name)
+	switch w.IntN(8) {
+	case 0:
+		t.Known |= bpf.ProcessExeCut
+		copy(t.Exe[:], strings.Repeat("x", len(t.Exe)-len(name)))
+		copy(t.Exe[len(t.Exe)-len(name):], name)
+	case 1:
+		t.Known = 0
+		t.Exe = [bpf.PathLen]uint8{}
+	}
+	copy(t.Event.Comm[:], name[1:]+"\x00")
+}
+
+// describe makes a thread be described before its next call.
+func (w *world) describe(t *thread) {
+	w.who++
+	t.Event.Who, t.told = w.who, false
+}
+
+// next returns a call, and what is to be known of its thread before, or nil.
+func (w *world) next() (*bpf.Process, *bpf.Event) {
 	if len(w.threads) == 0 || w.IntN(300) == 0 && len(w.threads) < 60 {
 		w.newThread(nil, true)
 	}
-	i := w.IntN(len(w.threads))
-	ev := w.threads[i]
+	t := w.threads[w.IntN(len(w.threads))]
+	end := func() { w.threads = slices.DeleteFunc(w.threads, func(x *thread) bool { return x == t }) }
+	ev := &t.Event
 	w.time += uint64(w.IntN(1000))
 	ev.Time = w.time
 	ev.Flags = bpf.EventIdentity | bpf.EventNr
+	ev.Kind = bpf.EventEnter
 	ev.Insn = bpf.InsnSyscall64
 	ev.Sp += uint64(w.IntN(4096)) - 2048
 	// Programs repeat themselves, or nothing would ever be frozen.
@@ -189,31 +247,62 @@ func (w *world) next() *bpf.Event {
 	case 4, 5:
 		ev.Nr = []int64{56, 57, 58, 435}[w.IntN(4)]
 		if w.IntN(8) != 0 && len(w.threads) < 60 {
-			w.newThread(ev, w.IntN(2) == 0)
+			w.newThread(t, w.IntN(2) == 0)
 		}
 	case 6:
 		ev.Cr3 = w.space() // execve
-		copy(ev.Comm[:], append([]byte(w.names[w.IntN(len(w.names))]), 0))
+		w.program(t)
+		w.describe(t)
 	case 7:
-		copy(ev.Comm[:], append([]byte(w.names[w.IntN(len(w.names))]), 0))
+		copy(ev.Comm[:], "renamed\x00")
 	case 8, 9:
 		ev.Nr = 15
 	case 10, 15, 16, 17, 18, 19, 20, 21:
 		ev.Flags |= bpf.EventSignal
 	case 11:
 		ev.Nr = []int64{60, 231}[w.IntN(2)]
-		w.threads = append(w.threads[:i], w.threads[i+1:]...)
+		end()
 	case 12:
-		w.threads = append(w.threads[:i], w.threads[i+1:]...) // killed
+		end() // killed
 	case 13:
 		ev.Flags &^= bpf.EventIdentity
 	case 14:
 		ev.Kind = []uint16{bpf.EventExit, bpf.EventCoverage}[w.IntN(2)]
 		ev.Flags |= bpf.EventDeferred
-		defer func() { ev.Kind = bpf.EventEnter }()
+	case 22:
+		w.describe(t) // its credentials changed
+	case 23:
+		w.describe(t)
+		t.told = w.IntN(4) == 0 // or the description was lost
+	case 24:
+		ev.Cr3 = w.space() // execve of the same program
+		w.describe(t)
 	}
 	out := *ev
-	return &out
+	if t.told {
+		return nil, &out
+	}
+	t.told = true
+	d := t.Process
+	d.Head = *ev
+	d.Head.Kind, d.Head.Flags = bpf.EventProcess, bpf.EventIdentity
+	return &d, &out
+}
+
+// describeAll makes every thread be described anew, as the module does on demand.
+func (w *world) describeAll() {
+	for _, t := range w.threads {
+		w.describe(t)
+	}
+}
+
+// step makes a call of a world.
+func (p *pair) step(w *world) {
+	d, ev := w.next()
+	if d != nil {
+		p.process(d)
+	}
+	p.call(ev)
 }
 
 // Every verdict and all that is known at the end are equal, whatever guests do.
@@ -242,10 +331,9 @@ func TestParityProperty(t *testing.T) {
 				s := ph.DefaultSettings()
 				tc.change(&s)
 				p.addVM(1, s)
-				w := &world{Rand: rand.New(rand.NewPCG(seed, 1)), mm: 1 << 20, names: []string{"sh", "cat", "nginx", "a-name-of-15-by", "sixteen-letters!"}}
+				w := &world{Rand: rand.New(rand.NewPCG(seed, 1)), mm: 1 << 20, names: []string{"/bin/sh", "/bin/cat", "/nginx", "/a-name-of-15-by", "/sixteen-letters!"}}
 				for i := range 30000 {
-					ev := w.next()
-					p.call(ev)
+					p.step(w)
 					switch {
 					case i%5000 == 4999:
 						p.compare()
@@ -270,6 +358,7 @@ func TestParityProperty(t *testing.T) {
 				limits.Threads += c.Threads
 				limits.Symbols += c.Symbols
 				limits.NoIdentity += c.NoIdentity
+				limits.NoProgram += c.NoProgram
 				limits.SignalDepth += c.SignalDepth
 				limits.SignalLost += c.SignalLost
 				if t.Failed() {
@@ -320,7 +409,7 @@ func TestParityUNM(t *testing.T) {
 				for _, tr := range ts {
 					run++
 					tr.Events(1, program, ph.ForeignBase, run, func(ev *bpf.Event) bool {
-						p.call(ev)
+						p.named(ev)
 						return true
 					})
 				}
@@ -348,7 +437,7 @@ func TestParityADFA(t *testing.T) {
 		for _, tr := range ts {
 			run++
 			tr.Events(1, "adfa", 0, run, func(ev *bpf.Event) bool {
-				p.call(ev)
+				p.named(ev)
 				return true
 			})
 		}
@@ -364,11 +453,11 @@ func TestParityLoad(t *testing.T) {
 	s := ph.DefaultSettings()
 	s.NormalWait = 0
 	p.addVM(1, s)
-	w := &world{Rand: rand.New(rand.NewPCG(9, 9)), mm: 1 << 20, names: []string{"sh", "cat"}}
+	w := &world{Rand: rand.New(rand.NewPCG(9, 9)), mm: 1 << 20, names: []string{"/bin/sh", "/bin/cat"}}
 	for range 5000 {
-		p.call(w.next())
+		p.step(w)
 	}
-	sh, cp := ph.NewExecutable(1, "sh"), ph.NewExecutable(1, "cat")
+	sh, cp := ph.NewExecutable(1, "/bin/sh"), ph.NewExecutable(1, "/bin/cat")
 	prof, err := p.bpf.Profile(sh)
 	must(t, err)
 	for _, exe := range []ph.Executable{sh, cp} {
@@ -383,8 +472,9 @@ func TestParityLoad(t *testing.T) {
 			t.Errorf("loaded %+v\nread %+v", prof, got)
 		}
 	}
+	w.describeAll()
 	for range 5000 {
-		p.call(w.next())
+		p.step(w)
 	}
 	p.compare()
 }

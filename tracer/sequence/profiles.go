@@ -10,9 +10,9 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"frail/bpf"
+	"frail/tracer"
 	"frail/tracer/ph"
 )
 
@@ -43,18 +43,10 @@ type Info struct {
 	Threads uint64
 }
 
-func executable(e *bpf.PhExecutable) ph.Executable {
-	return ph.Executable{VM: e.Vm, Comm: e.Comm}
-}
-
-func bpfExecutable(e ph.Executable) bpf.PhExecutable {
-	return bpf.PhExecutable{Vm: e.VM, Comm: e.Comm}
-}
-
 // profile converts what the kernel keeps, without rows.
 func profileOf(p *bpf.PhProfile) ph.Profile {
 	out := ph.Profile{
-		Name: executable(&p.Exe).Name(), Normal: p.Normal != 0, Frozen: p.Frozen != 0,
+		Name: ph.FromBPF(&p.Exe).Name(), Normal: p.Normal != 0, Frozen: p.Frozen != 0,
 		Train: p.Train, LastMod: p.Train - p.LastMod, Sequences: p.Sequences, Anomalies: p.Anomalies,
 	}
 	if out.Frozen {
@@ -74,7 +66,7 @@ func (a *Analyzer) List() ([]Info, error) {
 			return err
 		}
 		out = append(out, Info{
-			Index: index, Executable: executable(&p.Exe), Profile: profileOf(p),
+			Index: index, Executable: ph.FromBPF(&p.Exe), Profile: profileOf(p),
 			Calls: int(p.Symbols), Threads: p.Threads,
 		})
 		return nil
@@ -115,7 +107,7 @@ func (a *Analyzer) find(exe ph.Executable) (uint32, error) {
 		return 0, fmt.Errorf("find profile of %q: %w", exe.Name(), os.ErrClosed)
 	}
 	var index uint32
-	err := a.objs.Executables.Lookup(bpfExecutable(exe), &index)
+	err := a.objs.Executables.Lookup(exe.BPF(), &index)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return 0, fmt.Errorf("executable %q of VM %d: %w", exe.Name(), exe.VM, ErrNoProfile)
 	}
@@ -148,13 +140,12 @@ func (a *Analyzer) Profile(exe ph.Executable) (*ph.Profile, error) {
 		}
 		return ph.Number(p.Number[s])
 	}
-	for s := range uint32(other + 1) {
-		var r bpf.PhRow
-		err := a.objs.Rows.Lookup(index<<8|s, &r)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
+	for s, row := range p.Row {
+		if row == 0 {
 			continue
 		}
-		if err != nil {
+		var r bpf.PhRow
+		if err := a.objs.Rows.Lookup(row-1, &r); err != nil {
 			return nil, fmt.Errorf("read profile of %q: %w", exe.Name(), err)
 		}
 		catchUp(&r, p)
@@ -178,8 +169,8 @@ func catchUp(r *bpf.PhRow, p *bpf.PhProfile) {
 	}
 }
 
-// Load gives exe a profile in place of what is known of it. Threads that run it begin anew.
-// It returns an error wrapping [ErrLimit] when there is no room for it.
+// Load gives exe a profile in place of what is known of it. Threads that run it are analysed
+// again when the module describes them anew. It returns an error wrapping [ErrLimit] when there is no room for it.
 func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -193,15 +184,17 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	if err := a.remove(exe); err != nil && !errors.Is(err, ErrNoProfile) {
 		return err
 	}
-	index, err := a.take()
+	index, err := a.take(bpf.PhTake, a.objs.Profiles, "profiles")
 	if err != nil {
 		return fmt.Errorf("load profile of %q: %w", exe.Name(), err)
 	}
 
+	// The programs count up from 1: neither waits for the other.
+	a.serial--
 	p := &bpf.PhProfile{
-		Used: 1, Symbols: uint32(len(calls)), Train: from.Train, LastMod: from.Train - from.LastMod,
+		Serial: a.serial, Symbols: uint32(len(calls)), Train: from.Train, LastMod: from.Train - from.LastMod,
 		Sequences: from.Sequences, NormalTime: from.NormalTime, Anomalies: from.Anomalies,
-		ForkWindow: ^uint64(0), Exe: bpfExecutable(exe),
+		ForkWindow: ^uint64(0), Exe: exe.BPF(),
 	}
 	if from.Normal {
 		p.Normal = 1
@@ -221,12 +214,13 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 		for _, pair := range fr.Pairs {
 			r.Train[symbols[pair.Prev]], r.Test[symbols[pair.Prev]] = pair.Train, pair.Test
 		}
-		if err := a.objs.Rows.Put(index<<8|uint32(symbols[fr.Call]), &r); err != nil {
-			a.freeRows(index)
-			if errors.Is(err, unix.E2BIG) {
-				err = fmt.Errorf("%d rows: %w", a.objs.Rows.MaxEntries(), ErrLimit)
-			}
-			return fmt.Errorf("load profile of %q: %w", exe.Name(), err)
+		row, err := a.take(bpf.PhTakeRow, a.objs.Rows, "rows")
+		if err == nil {
+			p.Row[symbols[fr.Call]] = row + 1
+			err = a.objs.Rows.Put(row, &r)
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("load profile of %q: %w", exe.Name(), err), a.giveBack(index, p))
 		}
 	}
 	if err := a.objs.Profiles.Put(index, p); err != nil {
@@ -238,21 +232,21 @@ func (a *Analyzer) Load(exe ph.Executable, from *ph.Profile) error {
 	return nil
 }
 
-// take returns the index of an unused profile. It races with the programs for it by
+// take returns the index of an unused element of a map. It races with the programs for it by
 // asking one of them.
-func (a *Analyzer) take() (uint32, error) {
-	index, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{0, bpf.PhTake}})
+func (a *Analyzer) take(which uint64, of *ebpf.Map, what string) (uint32, error) {
+	index, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{0, which}})
 	if err != nil {
-		return 0, fmt.Errorf("take a profile: %w", err)
+		return 0, fmt.Errorf("take of %s: %w", what, err)
 	}
-	if index >= a.objs.Profiles.MaxEntries() {
-		return 0, fmt.Errorf("%d profiles: %w", a.objs.Profiles.MaxEntries(), ErrLimit)
+	if index >= of.MaxEntries() {
+		return 0, fmt.Errorf("%d %s: %w", of.MaxEntries(), what, ErrLimit)
 	}
 	return index, nil
 }
 
-// Delete forgets the profile of exe. Its place is free again when the analyser is made
-// anew. Threads that run it begin a new one.
+// Delete forgets the profile of exe. Threads that run it begin a new one when the module
+// describes them anew.
 func (a *Analyzer) Delete(exe ph.Executable) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -265,24 +259,48 @@ func (a *Analyzer) remove(exe ph.Executable) error {
 	if err != nil {
 		return err
 	}
-	if err := a.objs.Executables.Delete(bpfExecutable(exe)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := a.objs.Executables.Delete(exe.BPF()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
-	if err := a.objs.Profiles.Put(index, new(bpf.PhProfile)); err != nil {
+	if _, err := a.objs.Control.Run(&ebpf.RunOptions{Context: [2]uint64{uint64(index), bpf.PhRetire}}); err != nil {
 		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
 	}
+	// A program that found the profile before may still run on another CPU.
+	tracer.Synchronize()
 	if _, err := a.deleteThreads(func(_ bpf.PhThreadKey, t *bpf.PhThread) bool { return t.Profile == index }); err != nil {
 		return err
 	}
-	a.freeRows(index)
+	p, err := a.at(index)
+	if err == nil {
+		err = a.giveBack(index, p)
+	}
+	if err != nil {
+		return fmt.Errorf("delete profile of %q: %w", exe.Name(), err)
+	}
 	return nil
 }
 
-// freeRows frees what a profile has of the rows map. A key that is not there is no matter.
-func (a *Analyzer) freeRows(index uint32) {
-	for s := range uint32(other + 1) {
-		_ = a.objs.Rows.Delete(index<<8 | s)
+// giveBack frees the place of a profile that nobody has any more, and its rows. The queues
+// have room for all.
+func (a *Analyzer) giveBack(index uint32, p *bpf.PhProfile) error {
+	for _, row := range p.Row {
+		if row == 0 {
+			continue
+		}
+		if err := a.objs.Rows.Put(row-1, new(bpf.PhRow)); err != nil {
+			return fmt.Errorf("free row: %w", err)
+		}
+		if err := a.objs.FreeRows.Put(nil, row-1); err != nil {
+			return fmt.Errorf("free row: %w", err)
+		}
 	}
+	if err := a.objs.Profiles.Put(index, new(bpf.PhProfile)); err != nil {
+		return fmt.Errorf("free profile: %w", err)
+	}
+	if err := a.objs.Free.Put(nil, index); err != nil {
+		return fmt.Errorf("free profile: %w", err)
+	}
+	return nil
 }
 
 // Control changes the state of the profile of exe.

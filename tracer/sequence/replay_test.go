@@ -19,29 +19,38 @@ import (
 // replayed is a sink that analyses what was captured.
 type replayed struct{ a *ph.Analyzer }
 
-func (r *replayed) Event(ev *bpf.Event) error { r.a.Call(ev); return nil }
-func (r *replayed) Lost(tracer.Lost) error    { return nil }
-func (r *replayed) Flush() error              { return nil }
+func (r *replayed) Event(ev *bpf.Event) error    { r.a.Call(ev); return nil }
+func (r *replayed) Process(p *bpf.Process) error { r.a.Process(p); return nil }
+func (r *replayed) Lost(tracer.Lost) error       { return nil }
+func (r *replayed) Flush() error                 { return nil }
 
 // What is captured while the kernel analyses gives, replayed, the same alerts.
 func TestReplayGivesTheLiveAlerts(t *testing.T) {
 	s := ph.DefaultSettings()
 	s.NormalWait, s.AnomalyLimit, s.TolerizeLimit, s.ProcessLimit = 0, 3, 2, 3
-	live := newAnalyzer(t, Options{RingBytes: 8 << 20})
+	live := newAnalyzer(t, Options{RingBytes: 32 << 20})
 	ref := ph.New(ph.DefaultLimits())
 	for vm := range uint32(2) {
 		must(t, live.AddVM(vm+1, s))
 		ref.AddVM(vm+1, s)
 	}
-	k := bpftest.New(t, 1)
+	k := bpftest.New(t, 5)
 	var file bytes.Buffer
 	w, err := capture.NewWriter(&file, capture.Header{})
 	must(t, err)
-	guest := &world{Rand: rand.New(rand.NewPCG(3, 1)), mm: 1 << 20, names: []string{"sh", "cat", "nginx"}}
+	guest := &world{Rand: rand.New(rand.NewPCG(3, 1)), mm: 1 << 20, names: []string{"/bin/sh", "/bin/cat", "/nginx"}}
 	var last, begin uint64 // times
 	for i := range 40000 {
-		ev := guest.next()
+		d, ev := guest.next()
 		last = ev.Time
+		if d != nil {
+			k.FireProcess(t, live.ProcessProgram(), 0, d)
+			// Who the threads are is told again when a capture begins.
+			must(t, w.Process(d))
+			if i < 20000 {
+				ref.Process(d)
+			}
+		}
 		*k.At(0) = *ev
 		k.Fire(t, live.Program(), 0)
 		if i >= 20000 {
@@ -63,7 +72,8 @@ func TestReplayGivesTheLiveAlerts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	// A call that is an alert itself, to know that all before it were read.
-	end := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1000, Tgid: 1000, Time: last + 1, Comm: [16]uint8{'e', 'n', 'd'}}
+	end := bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: 1000, Tgid: 1000, Who: 1 << 60, Time: last + 1}
+	k.FireProcess(t, live.ProcessProgram(), 0, described(end, "/end"))
 	*k.At(0) = end
 	k.Fire(t, live.Program(), 0)
 	must(t, live.Run(ctx, func(rec *bpf.PhRecord) error {
@@ -94,6 +104,12 @@ func TestReplayGivesTheLiveAlerts(t *testing.T) {
 		}
 	}
 	if !reflect.DeepEqual(got, want) {
+		for i := range min(len(want), len(got)) {
+			if got[i] != want[i] {
+				t.Errorf("alert %d: live\n%+v\nreplayed\n%+v", i, want[i], got[i])
+				break
+			}
+		}
 		t.Errorf("%d alerts live, %d replayed, or other ones", len(want), len(got))
 	}
 }
@@ -102,13 +118,17 @@ func TestReplayGivesTheLiveAlerts(t *testing.T) {
 func TestFree(t *testing.T) {
 	a := newAnalyzer(t, Options{})
 	must(t, a.AddVM(1, ph.DefaultSettings()))
-	k := bpftest.New(t, 1)
+	k := bpftest.New(t, 5)
 	call := func(pid int32) {
-		*k.At(0) = bpf.Event{Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: pid, Tgid: 1, Task: uint64(pid)}
+		*k.At(0) = bpf.Event{
+			Vm: 1, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Flags: bpf.EventIdentity, Pid: pid, Tgid: 1, Task: uint64(pid), Who: uint64(pid),
+		}
 		k.Fire(t, a.Program(), 0)
 	}
 	for pid := range int32(3) {
-		call(pid + 1)
+		pid++
+		k.FireProcess(t, a.ProcessProgram(), 0, described(bpf.Event{Vm: 1, Pid: pid, Tgid: 1, Task: uint64(pid), Who: uint64(pid)}, "/a"))
+		call(pid)
 	}
 	idle, err := a.Idle()
 	must(t, err)

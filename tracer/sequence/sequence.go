@@ -20,15 +20,15 @@ import (
 )
 
 const (
-	// DefaultRingBytes holds some 8,000 records.
-	DefaultRingBytes = 1 << 20
+	// DefaultRingBytes holds some 5,000 records.
+	DefaultRingBytes = 2 << 20
 	// MaxProfiles bounds Options.Limits.Profiles: a row's key has 24 bits for it.
 	MaxProfiles = 1 << 20
 )
 
 // Options are what an Analyzer is made with. The zero value has the defaults.
 type Options struct {
-	// Limits bound kernel memory. Profiles take 4 KiB each at once, rows 0.6 KiB and
+	// Limits bound kernel memory. Profiles take 6 KiB and rows 0.5 KiB each at once,
 	// threads 0.5 KiB each when they are needed. Zero: [ph.DefaultLimits].
 	Limits ph.Limits
 	// RingBytes is the size of the ring buffer, a power of two of pages. Zero:
@@ -38,23 +38,25 @@ type Options struct {
 
 type objects struct {
 	Enter       *ebpf.Program  `ebpf:"guest_sys_enter"`
+	Process     *ebpf.Program  `ebpf:"guest_process"`
 	Control     *ebpf.Program  `ebpf:"control"`
 	Nothing     *ebpf.Program  `ebpf:"nothing"`
 	VMs         *ebpf.Map      `ebpf:"vms"`
 	Executables *ebpf.Map      `ebpf:"executables"`
 	Profiles    *ebpf.Map      `ebpf:"profiles"`
+	Free        *ebpf.Map      `ebpf:"free_profiles"`
 	Rows        *ebpf.Map      `ebpf:"rows"`
+	FreeRows    *ebpf.Map      `ebpf:"free_rows"`
 	Threads     *ebpf.Map      `ebpf:"threads"`
 	Forks       *ebpf.Map      `ebpf:"forks"`
 	Records     *ebpf.Map      `ebpf:"records"`
 	Counters    *ebpf.Variable `ebpf:"counters"`
-	Next        *ebpf.Variable `ebpf:"next_profile"`
 	Age         *ebpf.Variable `ebpf:"age"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.Enter.Close(), o.Control.Close(), o.Nothing.Close(), o.VMs.Close(),
-		o.Executables.Close(), o.Profiles.Close(), o.Rows.Close(), o.Threads.Close(),
+	return errors.Join(o.Enter.Close(), o.Process.Close(), o.Control.Close(), o.Nothing.Close(), o.VMs.Close(),
+		o.Executables.Close(), o.Profiles.Close(), o.Free.Close(), o.Rows.Close(), o.FreeRows.Close(), o.Threads.Close(),
 		o.Forks.Close(), o.Records.Close())
 }
 
@@ -64,8 +66,9 @@ type Analyzer struct {
 
 	mu     sync.Mutex
 	objs   objects
-	link   link.Link
+	links  []link.Link
 	age    uint32
+	serial uint32 // of the last profile that was loaded; they count down
 	closed bool
 }
 
@@ -89,11 +92,15 @@ func New(opts Options) (*Analyzer, error) {
 	}
 	spec.Maps["executables"].MaxEntries = uint32(l.Profiles)
 	spec.Maps["profiles"].MaxEntries = uint32(l.Profiles)
+	spec.Maps["free_profiles"].MaxEntries = uint32(l.Profiles)
 	spec.Maps["rows"].MaxEntries = uint32(l.Rows)
+	spec.Maps["free_rows"].MaxEntries = uint32(l.Rows)
 	spec.Maps["threads"].MaxEntries = uint32(l.Threads)
 	spec.Maps["records"].MaxEntries = uint32(opts.RingBytes)
-	if err := spec.Variables["max_profiles"].Set(uint32(l.Profiles)); err != nil {
-		return nil, fmt.Errorf("set limit of profiles: %w", err)
+	for name, limit := range map[string]int{"max_profiles": l.Profiles, "max_rows": l.Rows} {
+		if err := spec.Variables[name].Set(uint32(limit)); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
 	}
 	a := new(Analyzer)
 	if err := spec.LoadAndAssign(&a.objs, nil); err != nil {
@@ -109,31 +116,60 @@ func New(opts Options) (*Analyzer, error) {
 	return a, nil
 }
 
-// Attach makes the analysis see guest system calls from now on. It returns an error
-// wrapping [tracer.ErrNoTracepoint] when frail.ko is not loaded.
+// Attach makes the analysis see guest system calls from now on: those of threads that are
+// described from now on. It returns an error wrapping [tracer.ErrNoTracepoint] when frail.ko
+// is not loaded.
 func (a *Analyzer) Attach() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.closed:
 		return fmt.Errorf("attach: %w", os.ErrClosed)
-	case a.link != nil:
+	case a.links != nil:
 		return errors.New("attach: attached already")
 	}
-	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: bpf.TracepointEnter, Program: a.objs.Enter})
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("load frail.ko: tracepoint %s %w", bpf.TracepointEnter, tracer.ErrNoTracepoint)
-	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("attach to tracepoint %s: frail.ko is of another version than this program: %w", bpf.TracepointEnter, err)
-	case err != nil:
-		return fmt.Errorf("attach to tracepoint %s: %w", bpf.TracepointEnter, err)
+	// In this order, so that each call that is seen is of a thread that was described.
+	for _, p := range a.programs() {
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: p.name, Program: p.Program})
+		if err == nil {
+			a.links = append(a.links, l)
+			continue
+		}
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			err = fmt.Errorf("load frail.ko: tracepoint %s %w", p.name, tracer.ErrNoTracepoint)
+		case errors.Is(err, unix.EINVAL):
+			err = fmt.Errorf("attach to tracepoint %s: frail.ko is of another version than this program: %w", p.name, err)
+		default:
+			err = fmt.Errorf("attach to tracepoint %s: %w", p.name, err)
+		}
+		return errors.Join(err, a.detach())
 	}
-	a.link = l
 	return nil
 }
 
-// AddVM makes the analyser follow a VM, or changes its settings.
+// program is one that is attached, with its tracepoint's name.
+type program struct {
+	*ebpf.Program
+	name string
+}
+
+func (a *Analyzer) programs() []program {
+	return []program{{a.objs.Process, bpf.TracepointProcess}, {a.objs.Enter, bpf.TracepointEnter}}
+}
+
+// detach is called with mu held.
+func (a *Analyzer) detach() error {
+	var errs []error
+	for _, l := range a.links {
+		errs = append(errs, l.Close())
+	}
+	a.links = nil
+	return errors.Join(errs...)
+}
+
+// AddVM makes the analyser follow a VM, or changes its settings. A thread is analysed once
+// the module has described it: [frail/kmod/device.VM.Describe] makes it do so.
 func (a *Analyzer) AddVM(vm uint32, s ph.Settings) error {
 	if s.ProcessLimit >= ph.MaxProcessLimit {
 		return fmt.Errorf("analyse VM %d: process limit %d is not below %d", vm, s.ProcessLimit, ph.MaxProcessLimit)
@@ -210,9 +246,13 @@ func (a *Analyzer) Counters() (Counters, error) {
 	if err := a.objs.Counters.Get(&raw); err != nil {
 		return Counters{}, fmt.Errorf("read counters: %w", err)
 	}
-	st, err := a.objs.Enter.Stats()
-	if err != nil {
-		return Counters{}, fmt.Errorf("read program statistics: %w", err)
+	var recursion uint64
+	for _, p := range a.programs() {
+		st, err := p.Stats()
+		if err != nil {
+			return Counters{}, fmt.Errorf("read program statistics: %w", err)
+		}
+		recursion += st.RecursionMisses
 	}
 	return Counters{
 		Counters: ph.Counters{
@@ -221,12 +261,13 @@ func (a *Analyzer) Counters() (Counters, error) {
 			Threads:     raw[bpf.PhFullThreads],
 			Symbols:     raw[bpf.PhFullSymbols],
 			NoIdentity:  raw[bpf.PhNoIdentity],
+			NoProgram:   raw[bpf.PhNoProgram],
 			SignalDepth: raw[bpf.PhSignalDepth],
 			SignalLost:  raw[bpf.PhSignalLost],
 		},
 		RingFull:  raw[bpf.PhRingFull],
 		ReadFault: raw[bpf.PhReadFault],
-		Recursion: st.RecursionMisses,
+		Recursion: recursion,
 	}, nil
 }
 
@@ -240,18 +281,22 @@ type Counters struct {
 	ReadFault, Recursion uint64
 }
 
-// Programs returns what the kernel measured of the program that sees system calls.
+// Programs returns what the kernel measured of the programs.
 func (a *Analyzer) Programs() ([]tracer.ProgramStats, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		return nil, fmt.Errorf("read program statistics: %w", os.ErrClosed)
 	}
-	st, err := a.objs.Enter.Stats()
-	if err != nil {
-		return nil, fmt.Errorf("read program statistics: %w", err)
+	var all []tracer.ProgramStats
+	for _, p := range a.programs() {
+		st, err := p.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("read program statistics: %w", err)
+		}
+		all = append(all, tracer.ProgramStats{Name: p.name, Runs: st.RunCount, RunTime: st.Runtime})
 	}
-	return []tracer.ProgramStats{{Name: bpf.TracepointEnter, Runs: st.RunCount, RunTime: st.Runtime}}, nil
+	return all, nil
 }
 
 // Close detaches the analysis and frees everything. Closing twice is no error.
@@ -262,13 +307,12 @@ func (a *Analyzer) Close() error {
 		return nil
 	}
 	a.closed = true
-	var err error
-	if a.link != nil {
-		err = a.link.Close()
-	}
-	return errors.Join(err, a.reader.Close(), a.objs.close())
+	return errors.Join(a.detach(), a.reader.Close(), a.objs.close())
 }
 
 // Program returns the program that sees system calls, for its statistics and for tests that
-// run it. It is the analyser's: the caller does not close it.
+// run it; it is the analyser's: the caller does not close it.
 func (a *Analyzer) Program() *ebpf.Program { return a.objs.Enter }
+
+// ProcessProgram returns the program that sees descriptions of threads, likewise.
+func (a *Analyzer) ProcessProgram() *ebpf.Program { return a.objs.Process }

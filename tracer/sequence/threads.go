@@ -21,7 +21,7 @@ type Thread struct {
 	PID, TGID int32
 	// Task is the address of its task_struct.
 	Task uint64
-	// Comm is its name, up to the NUL. The guest chose it.
+	// Comm is the name it had when it was described, up to the NUL. The guest chose it.
 	Comm string
 	// Calls is how many calls it made since its program began.
 	Calls uint64
@@ -127,8 +127,7 @@ func (a *Analyzer) Idle() ([]Thread, error) {
 // thread of their process ended. One that made a call since [Analyzer.Idle] returned it is
 // not freed. It returns how many were.
 //
-// Freeing one that lives is harmful only a little: its next call begins with an empty
-// window.
+// One that lives is not analysed any more, until it is described anew.
 func (a *Analyzer) Free(threads []Thread) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
