@@ -4,6 +4,7 @@ package hooks
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,14 +35,19 @@ func writeStatus(tb testing.TB, dir, file, contents string) {
 // emulator has, which ends with the test.
 func startProcess(tb testing.TB, uuid string) *exec.Cmd {
 	tb.Helper()
-	cmd := exec.Command("sh", "-c", "read line", "sh", "-uuid", uuid)
+	cmd := exec.Command("sh", "-c", "echo runs; read line", "sh", "-uuid", uuid)
 	stdin, err := cmd.StdinPipe()
+	must(tb, err)
+	stdout, err := cmd.StdoutPipe()
 	must(tb, err)
 	must(tb, cmd.Start())
 	tb.Cleanup(func() {
 		stdin.Close()
 		cmd.Wait()
 	})
+	// Start returns before the kernel knows the new command line.
+	_, err = io.ReadFull(stdout, make([]byte, len("runs\n")))
+	must(tb, err)
 	return cmd
 }
 
