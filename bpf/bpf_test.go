@@ -45,7 +45,7 @@ func TestSizes(t *testing.T) {
 		{"Event", unsafe.Sizeof(Event{}), 152},
 		{"Process", unsafe.Sizeof(Process{}), 704},
 		{"Arm", unsafe.Sizeof(Arm{}), 24},
-		{"Layout", unsafe.Sizeof(Layout{}), 168},
+		{"Layout", unsafe.Sizeof(Layout{}), 184},
 		{"Status", unsafe.Sizeof(Status{}), 112},
 	} {
 		if tc.got != tc.want {

@@ -144,7 +144,7 @@ enum frail_process_flags {
  * @egid: effective group id
  * @pad: zero
  * @exe: path of the executable from the root of its mount namespace, NUL-padded
- * @cgroup: path of its cgroup in the unified hierarchy, likewise
+ * @cgroup: path of its cgroup, likewise: where hierarchies differ, the longest of its paths
  *
  * Told before the first event of a thread, and again when something of it has changed:
  * an exec, credentials, the parent, the cgroup. The paths are as they were then: that a file
@@ -268,11 +268,15 @@ enum frail_refusal {
  * @mount_mountpoint: offset of mount.mnt_mountpoint
  * @cred_uid: offset of cred.uid; gid, suid, sgid, euid and egid follow it
  * @css_set_cgroup: offset of css_set.dfl_cgrp
+ * @css_set_links: offset of css_set.cgrp_links, which leads to the hierarchies of version 1
+ * @link_cgroup: offset of cgrp_cset_link.cgrp
+ * @link_node: offset of cgrp_cset_link.cgrp_link
  * @cgroup_node: offset of cgroup.kn
  * @node_parent: offset of kernfs_node's parent
  * @node_name: offset of kernfs_node.name
  * @pid_level: offset of pid.level
  * @pid_numbers: offset of pid.numbers
+ * @pad: zero
  */
 struct frail_layout {
 	__u32 size;
@@ -306,11 +310,15 @@ struct frail_layout {
 	__u32 mount_mountpoint;
 	__u32 cred_uid;
 	__u32 css_set_cgroup;
+	__u32 css_set_links;
+	__u32 link_cgroup;
+	__u32 link_node;
 	__u32 cgroup_node;
 	__u32 node_parent;
 	__u32 node_name;
 	__u32 pid_level;
 	__u32 pid_numbers;
+	__u32 pad;
 };
 
 /**

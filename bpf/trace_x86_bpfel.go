@@ -164,7 +164,7 @@ type traceFrailIoctl uint32
 
 const (
 	traceFrailIoctlFRAIL_IOC_ARM        traceFrailIoctl = 3222816257
-	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1084769794
+	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1085818370
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 	traceFrailIoctlFRAIL_IOC_DESCRIBE   traceFrailIoctl = 17924
 )
@@ -202,11 +202,15 @@ type traceFrailLayout struct {
 	MountMountpoint uint32
 	CredUid         uint32
 	CssSetCgroup    uint32
+	CssSetLinks     uint32
+	LinkCgroup      uint32
+	LinkNode        uint32
 	CgroupNode      uint32
 	NodeParent      uint32
 	NodeName        uint32
 	PidLevel        uint32
 	PidNumbers      uint32
+	Pad             uint32
 }
 
 type traceFrailLimits uint32

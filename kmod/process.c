@@ -13,6 +13,9 @@
 /* NAME_MAX of Linux. */
 #define MAX_NAME 255
 
+/* Hierarchies of cgroups that are looked at: of version 1, every controller may have its own. */
+#define MAX_HIERARCHIES 32
+
 /* Depth of pid namespaces: MAX_PID_NS_LEVEL. */
 #define MAX_PID_LEVEL 32
 
@@ -144,14 +147,13 @@ static int string_length(struct frail_window *w, u64 at)
 	return -1;
 }
 
-static bool group_path(struct frail_window *w, u64 cgroups, struct path_buf *path)
+static bool group_path(struct frail_window *w, u64 cgroup, struct path_buf *path)
 {
 	const struct frail_layout *l = w->l;
-	u64 cgroup, node, up, name;
+	u64 node, up, name;
 	int i, len;
 
-	if (!follow(w, cgroups, l->css_set_cgroup, &cgroup) ||
-	    !follow(w, cgroup, l->cgroup_node, &node))
+	if (!follow(w, cgroup, l->cgroup_node, &node))
 		return false;
 	for (i = 0; i < MAX_STEPS && !path->cut; i++) {
 		if (!follow(w, node, l->node_parent, &up))
@@ -169,11 +171,51 @@ static bool group_path(struct frail_window *w, u64 cgroups, struct path_buf *pat
 	return true;
 }
 
+/*
+ * Puts the path of a task's cgroup in another hierarchy in the place of the one in the
+ * unified one if it is longer: a container's runtime has made one there that has its id.
+ */
+static noinline_for_stack
+bool other_groups(struct frail_window *w, u64 cgroups, u64 unified, struct path_buf *path)
+{
+	const struct frail_layout *l = w->l;
+	u64 head, at, cgroup;
+	u8 buf[FRAIL_PATH_LEN];
+	int i;
+
+	if (l->css_set_links == FRAIL_NO_OFFSET || l->link_cgroup == FRAIL_NO_OFFSET ||
+	    l->link_node == FRAIL_NO_OFFSET)
+		return true;
+	head = cgroups + l->css_set_links;
+	if (!frail_read_word(w, head, &at))
+		return false;
+	for (i = 0; i < MAX_HIERARCHIES && at != head; i++) {
+		struct path_buf other = { .end = buf + FRAIL_PATH_LEN };
+
+		if (!frail_read_word(w, at - l->link_node + l->link_cgroup, &cgroup))
+			return false;
+		if (cgroup != unified) {
+			if (!group_path(w, cgroup, &other))
+				return false;
+			if (other.len > path->len) {
+				memcpy(path->end - other.len, other.end - other.len, other.len);
+				path->len = other.len;
+				path->cut = other.cut;
+			}
+		}
+		if (!frail_read_word(w, at, &at))
+			return false;
+	}
+	return true;
+}
+
 static void describe_cgroup(struct frail_window *w, u64 cgroups, struct frail_process *p)
 {
 	struct path_buf path = { .end = p->cgroup + FRAIL_PATH_LEN };
+	u64 unified;
 
-	if (!cgroups || !group_path(w, cgroups, &path)) {
+	if (!cgroups || !follow(w, cgroups, w->l->css_set_cgroup, &unified) ||
+	    !group_path(w, unified, &path) || !other_groups(w, cgroups, unified, &path)) {
 		memset(p->cgroup, 0, sizeof(p->cgroup));
 		return;
 	}

@@ -21,7 +21,10 @@ mkdir -p /out/who /cg /tmp/dir
 chmod 777 /out /out/who
 mount -t cgroup2 cgroup2 /cg
 group=/cg/outer/docker-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope
-mkdir -p $group /tmp/mount
+mkdir -p $group /tmp/mount /pids
+mount -t cgroup -o pids pids /pids
+other=/pids/libpod_parent/libpod-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+mkdir -p $other
 mount -t tmpfs tmpfs /tmp/mount
 program=$(readlink -f /bin/t-who)
 cp $program /tmp/dir/deleted
@@ -42,6 +45,7 @@ t-who 9
 /tmp/link 10
 $deep/y* 11
 (exec t-who 12)
+t-who 13 $other/cgroup.procs
 sleep 1
 `
 
@@ -99,7 +103,15 @@ func readOwnWords(files map[string][]byte, number int) (ownWords, error) {
 		}
 	}
 	w.exe = file("exe")
-	w.cgroup = strings.TrimSpace(strings.TrimPrefix(file("cgroup"), "0::"))
+	for line := range strings.Lines(file("cgroup")) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			return w, fmt.Errorf("a control group of %d is %q", number, line)
+		}
+		if len(parts[2]) > len(w.cgroup) {
+			w.cgroup = parts[2]
+		}
+	}
 	return w, nil
 }
 
@@ -118,7 +130,7 @@ func outside(p *bpf.Process) ownWords {
 
 // TestWho holds who the module says that a process is against the process's own /proc, at
 // that very call: after fork and exec, with other credentials, in a pid namespace, orphaned,
-// moved to another cgroup, deleted, as a memfd, with the pid of another before it.
+// moved to another cgroup of either version, deleted, as a memfd, with the pid of another before it.
 func TestWho(t *testing.T) {
 	for _, mode := range exitModes {
 		t.Run(mode.name, func(t *testing.T) {
@@ -173,7 +185,7 @@ func TestWho(t *testing.T) {
 					t.Errorf("t-who %d: known %#x", number, p.Known)
 				}
 			}
-			for _, number := range []uint64{1, 2, 3, 4, 40, 5, 50, 6, 8, 9, 90, 91, 10, 11, 12} {
+			for _, number := range []uint64{1, 2, 3, 4, 40, 5, 50, 6, 8, 9, 90, 91, 10, 11, 12, 13} {
 				if numbers[number] == 0 {
 					t.Errorf("t-who did not come to %d: %s", number, traced.Output)
 				}

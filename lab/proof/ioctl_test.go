@@ -327,7 +327,7 @@ func randomLayout(r *rand.Rand, lstar uint64) (l bpf.Layout, legal bool) {
 	for _, offset := range []*uint32{
 		&l.TaskMm, &l.TaskRealParent, &l.TaskStart, &l.TaskThreadPid, &l.TaskCred, &l.TaskCgroups,
 		&l.MmExeFile, &l.FilePath, &l.DentryParent, &l.DentryName, &l.DentryHash, &l.MountMnt,
-		&l.MountParent, &l.MountMountpoint, &l.CredUid, &l.CssSetCgroup, &l.CgroupNode,
+		&l.MountParent, &l.MountMountpoint, &l.CredUid, &l.CssSetCgroup, &l.CssSetLinks, &l.LinkCgroup, &l.LinkNode, &l.CgroupNode,
 		&l.NodeParent, &l.NodeName, &l.PidLevel, &l.PidNumbers,
 	} {
 		*offset = number(offsets)

@@ -68,8 +68,10 @@ var optionalMembers = []struct {
 	{"nsproxy", "mnt_ns", 8},
 
 	{"css_set", "dfl_cgrp", 8},
-	{"css_set", "subsys", 0},
-	{"cgroup_subsys_state", "cgroup", 8},
+	{"css_set", "cgrp_links", 16},
+	{"cgrp_cset_link", "cgrp", 8},
+	{"cgrp_cset_link", "cgrp_link", 16},
+	{"list_head", "next", 8},
 	{"cgroup", "kn", 8},
 	{"kernfs_node", "__parent|parent", 8}, // since 6.15
 	{"kernfs_node", "name", 8},

@@ -47,9 +47,9 @@ const (
 	// maxLevel bounds how deep pid namespaces are nested: MAX_PID_NS_LEVEL.
 	maxLevel = 32
 
-	// maxSubsystems bounds the controllers of control groups, of which there are
-	// some 15.
-	maxSubsystems = 64
+	// maxHierarchies bounds the hierarchies of control groups: of version 1, each of
+	// some 15 controllers may have its own.
+	maxHierarchies = 64
 
 	// kernelThread is PF_KTHREAD of task_struct.flags.
 	kernelThread = 0x00200000
@@ -114,12 +114,11 @@ type Process struct {
 	NamespacePID                 int32
 	PIDNamespace, MountNamespace uint32
 
-	// Cgroup is its control group: of version 2, or, if that is the root, of the
-	// first controller of version 1 whose group is not.
+	// Cgroup is its control group: where hierarchies differ, the one with the longest
+	// path, which is a container's if it is in one.
 	Cgroup string
 
-	// Container is what Cgroup, or its group in another hierarchy, says of the
-	// container it runs in.
+	// Container is what Cgroup says of the container it runs in.
 	Container container.Container
 
 	// Threads are its threads, the first one too.
@@ -686,32 +685,25 @@ func (r *processReader) dentryName(dentry uint64) string {
 
 func (r *processReader) cgroup(p *Process, set uint64) {
 	f := r.follow
-	group := r.groupPath(f.pointer(set, "css_set.dfl_cgrp"))
-	if f.err != nil {
-		return
-	}
-	in := container.Of(group)
-	// Version 1 has a hierarchy for each controller that is not in version 2's.
-	subsystems := f.member("css_set.subsys")
-	const pointerSize = 8
-	for i := range min(subsystems.Size/pointerSize, maxSubsystems) {
-		if f.err != nil || in.ID != "" {
+	unified := f.pointer(set, "css_set.dfl_cgrp")
+	longest := r.groupPath(unified)
+	// What the set links to has the groups in the hierarchies of version 1, too.
+	head, node := set+uint64(f.member("css_set.cgrp_links").Offset), uint64(f.member("cgrp_cset_link.cgrp_link").Offset)
+	at := f.pointer(head, "list_head.next")
+	for n := 0; f.err == nil && at != head; n++ {
+		if n == maxHierarchies {
+			f.fail(fmt.Errorf("it is in more than %d hierarchies of control groups", maxHierarchies))
 			break
 		}
-		var b [pointerSize]byte
-		f.read(b[:], set+uint64(subsystems.Offset+i*pointerSize), "css_set.subsys")
-		css := littleEndian(b[:])
-		if css == 0 {
-			continue
+		if group := f.pointer(at-node, "cgrp_cset_link.cgrp"); group != unified {
+			if path := r.groupPath(group); len(path) > len(longest) {
+				longest = path
+			}
 		}
-		path := r.groupPath(f.pointer(css, "cgroup_subsys_state.cgroup"))
-		if group == "/" {
-			group = path
-		}
-		in = container.Of(path)
+		at = f.pointer(at, "list_head.next")
 	}
 	if f.err == nil {
-		p.Cgroup, p.Container = group, in
+		p.Cgroup, p.Container = longest, container.Of(longest)
 	}
 }
 

@@ -55,7 +55,7 @@ func newKernel() smallKernel {
 		switch name := m.structure + "." + m.member; {
 		case name == "printk_ringbuffer.desc_ring":
 			size = 40
-		case name == "printk_ringbuffer.text_data_ring", name == "css_set.subsys":
+		case name == "printk_ringbuffer.text_data_ring":
 			size = 16
 		case name == "printk_info.flags":
 			size = 1
@@ -134,6 +134,12 @@ func newKernel() smallKernel {
 	put(kernelGroups+0x100, "cgroup.kn", kernelGroups+0x200)
 	put(kernelGroups+0x200, "kernfs_node.__parent", kernelGroups+0x300)
 	put(kernelGroups+0x200, "kernfs_node.name", text(48, "group"))
+	link(kernelGroups+uint64(l.members["css_set.cgrp_links"].Offset),
+		kernelGroups+0x80+uint64(l.members["cgrp_cset_link.cgrp_link"].Offset))
+	put(kernelGroups+0x80, "cgrp_cset_link.cgrp", kernelGroups+0x140)
+	put(kernelGroups+0x140, "cgroup.kn", kernelGroups+0x240)
+	put(kernelGroups+0x240, "kernfs_node.__parent", kernelGroups+0x300)
+	put(kernelGroups+0x240, "kernfs_node.name", text(56, "longer"))
 
 	word(kernelPrb, kernelPrb+8)
 	descRing := kernelPrb + 8 + uint64(l.members["printk_ringbuffer.desc_ring"].Offset)
@@ -166,7 +172,7 @@ func TestSmallKernel(t *testing.T) {
 	}
 	p := processes[0]
 	if p.PID != 7 || p.Comm != "program" || p.Exe != (Executable{Path: "/bin/program"}) || p.State != 'S' || p.Start != 12 || p.UID != 1 ||
-		p.GID != 2 || p.EUID != 3 || p.NamespacePID != 7 || p.PIDNamespace != 21 || p.MountNamespace != 22 || p.Cgroup != "/group" ||
+		p.GID != 2 || p.EUID != 3 || p.NamespacePID != 7 || p.PIDNamespace != 21 || p.MountNamespace != 22 || p.Cgroup != "/longer" ||
 		len(p.Threads) != 1 || len(p.Unknown) != 0 {
 		t.Errorf("process %+v", p)
 	}

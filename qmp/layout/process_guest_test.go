@@ -605,6 +605,8 @@ func hostileProcesses(t *testing.T, mem *qmp.Memory, l *Layout) {
 		"pid in many namespaces":   {at(pid, "pid.level"), []byte{0xff, 0xff, 0, 0}, FieldPIDNamespace, "65535 namespaces deep"},
 		"large pid":                {at(at(pid, "pid.numbers"), "upid.nr"), []byte{0xff, 0xff, 0xff, 0xff}, FieldPIDNamespace, "is 4294967295"},
 		"group of itself":          {at(node, "kernfs_node.__parent"), word(node), FieldCgroup, "called"},
+		"groups in a loop":         {f.pointer(at(set, "css_set.cgrp_links"), "list_head.next"), word(f.pointer(at(set, "css_set.cgrp_links"), "list_head.next")), FieldCgroup, "more than 64 hierarchies"},
+		"groups nowhere":           {at(set, "css_set.cgrp_links"), word(nowhere), FieldCgroup, "cgrp_cset_link.cgrp"},
 		"group nowhere":            {at(set, "css_set.dfl_cgrp"), word(nowhere), FieldCgroup, "cgroup.kn"},
 		"threads in a loop":        {signalVA + uint64(l.tasks.signalThreads), word(p.Addr + uint64(l.tasks.threadNode)), FieldThreads, ""},
 		"threads of another":       {signalVA + uint64(l.tasks.signalThreads), word(processes[0].Addr + uint64(l.tasks.threadNode)), FieldThreads, "of process 1"},

@@ -71,7 +71,7 @@
 //	          real and effective ids, in the guest's initial user namespace
 //	start_ns  when the thread started, in nanoseconds since the guest's boot
 //	cgroup, cgroup_cut
-//	          path of its control group in the unified hierarchy, like exe
+//	          path of its control group, where hierarchies differ the longest one, like exe
 //	container, runtime
 //	          what the control group's path says of a container: its id, and what made it
 //

@@ -129,6 +129,9 @@ int run(int argc, char **argv)
 		tell(50);
 		say_to(argv[2], sys0(__NR_getpid));
 		break;
+	case 13: /* in a hierarchy of version 1 */
+		say_to(argv[2], sys0(__NR_getpid));
+		break;
 	case 6: /* deleted when the child begins */
 		sys1(__NR_unlink, argv[0]);
 		pid = child();
