@@ -383,8 +383,13 @@ func (s *server) DumpRecord(req *api.DumpRecordRequest, stream grpc.ServerStream
 	// It is not freed meanwhile.
 	d.writes.Add(1)
 	r.mu.Unlock()
+	select {
+	case s.reads <- struct{}{}:
+	case <-stream.Context().Done():
+		d.writes.Done()
+		return status.FromContextError(stream.Context().Err()).Err()
+	}
 	// In memory first: a slow client would have what it is sent overwritten.
-	s.reads <- struct{}{}
 	data, sum, err := r.dump(d, req.GetSeconds())
 	<-s.reads
 	d.writes.Done()
