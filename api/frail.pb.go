@@ -2285,6 +2285,479 @@ func (x *Check) GetOptional() bool {
 	return false
 }
 
+type RecordsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID; empty: all domains.
+	Domain        string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsRequest) Reset() {
+	*x = RecordsRequest{}
+	mi := &file_frail_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsRequest) ProtoMessage() {}
+
+func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
+func (*RecordsRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RecordsRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+type RecordsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ordered by the domains' names.
+	Records []*Record `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// The oldest first.
+	Files         []*RecordFile `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsResponse) Reset() {
+	*x = RecordsResponse{}
+	mi := &file_frail_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsResponse) ProtoMessage() {}
+
+func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
+func (*RecordsResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RecordsResponse) GetRecords() []*Record {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *RecordsResponse) GetFiles() []*RecordFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// Record is what is held of a domain.
+type Record struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What is asked for.
+	Seconds uint32 `protobuf:"varint,3,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	// What is held: nanoseconds from the oldest event to now, or to the recording's end.
+	HeldNs uint64 `protobuf:"varint,4,opt,name=held_ns,json=heldNs,proto3" json:"held_ns,omitempty"`
+	// Events that are held, and those that were since the recording began.
+	Held     uint64 `protobuf:"varint,5,opt,name=held,proto3" json:"held,omitempty"`
+	Recorded uint64 `protobuf:"varint,6,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// Kernel memory that it takes.
+	Bytes uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The domain was shut off or is not traced any more.
+	Ended         bool `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Record) Reset() {
+	*x = Record{}
+	mi := &file_frail_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Record) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Record) ProtoMessage() {}
+
+func (x *Record) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Record.ProtoReflect.Descriptor instead.
+func (*Record) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Record) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Record) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Record) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *Record) GetHeldNs() uint64 {
+	if x != nil {
+		return x.HeldNs
+	}
+	return 0
+}
+
+func (x *Record) GetHeld() uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Record) GetRecorded() uint64 {
+	if x != nil {
+		return x.Recorded
+	}
+	return 0
+}
+
+func (x *Record) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Record) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type RecordFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path on the daemon's host.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Bytes         uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordFile) Reset() {
+	*x = RecordFile{}
+	mi := &file_frail_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordFile) ProtoMessage() {}
+
+func (x *RecordFile) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordFile.ProtoReflect.Descriptor instead.
+func (*RecordFile) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RecordFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *RecordFile) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type DumpRecordRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or UUID.
+	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// How many seconds before now, or before the recording's end; 0: as many as are asked for.
+	Seconds       uint32 `protobuf:"varint,2,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpRecordRequest) Reset() {
+	*x = DumpRecordRequest{}
+	mi := &file_frail_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpRecordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpRecordRequest) ProtoMessage() {}
+
+func (x *DumpRecordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpRecordRequest.ProtoReflect.Descriptor instead.
+func (*DumpRecordRequest) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DumpRecordRequest) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *DumpRecordRequest) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+type DumpRecordResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*DumpRecordResponse_Data
+	//	*DumpRecordResponse_Summary
+	Part          isDumpRecordResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpRecordResponse) Reset() {
+	*x = DumpRecordResponse{}
+	mi := &file_frail_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpRecordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpRecordResponse) ProtoMessage() {}
+
+func (x *DumpRecordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpRecordResponse.ProtoReflect.Descriptor instead.
+func (*DumpRecordResponse) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DumpRecordResponse) GetPart() isDumpRecordResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *DumpRecordResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*DumpRecordResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DumpRecordResponse) GetSummary() *RecordSummary {
+	if x != nil {
+		if x, ok := x.Part.(*DumpRecordResponse_Summary); ok {
+			return x.Summary
+		}
+	}
+	return nil
+}
+
+type isDumpRecordResponse_Part interface {
+	isDumpRecordResponse_Part()
+}
+
+type DumpRecordResponse_Data struct {
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3,oneof"`
+}
+
+type DumpRecordResponse_Summary struct {
+	// Comes last.
+	Summary *RecordSummary `protobuf:"bytes,2,opt,name=summary,proto3,oneof"`
+}
+
+func (*DumpRecordResponse_Data) isDumpRecordResponse_Part() {}
+
+func (*DumpRecordResponse_Summary) isDumpRecordResponse_Part() {}
+
+type RecordSummary struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events uint64                 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
+	Lost   *LossCounts            `protobuf:"bytes,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Nanoseconds that the record is of, and seconds that were asked for. There was no room for
+	// more if full is set.
+	SpanNs        uint64 `protobuf:"varint,3,opt,name=span_ns,json=spanNs,proto3" json:"span_ns,omitempty"`
+	Seconds       uint32 `protobuf:"varint,4,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	Full          bool   `protobuf:"varint,5,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordSummary) Reset() {
+	*x = RecordSummary{}
+	mi := &file_frail_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordSummary) ProtoMessage() {}
+
+func (x *RecordSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordSummary.ProtoReflect.Descriptor instead.
+func (*RecordSummary) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RecordSummary) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *RecordSummary) GetLost() *LossCounts {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *RecordSummary) GetSpanNs() uint64 {
+	if x != nil {
+		return x.SpanNs
+	}
+	return 0
+}
+
+func (x *RecordSummary) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *RecordSummary) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
 type AlertsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, id or UUID; empty: all domains.
@@ -2297,7 +2770,7 @@ type AlertsRequest struct {
 
 func (x *AlertsRequest) Reset() {
 	*x = AlertsRequest{}
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2782,7 @@ func (x *AlertsRequest) String() string {
 func (*AlertsRequest) ProtoMessage() {}
 
 func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2795,7 @@ func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsRequest.ProtoReflect.Descriptor instead.
 func (*AlertsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{25}
+	return file_frail_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AlertsRequest) GetDomain() string {
@@ -2380,7 +2853,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2865,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2878,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{26}
+	return file_frail_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Alert) GetKind() string {
@@ -2544,7 +3017,7 @@ type ProfilesRequest struct {
 
 func (x *ProfilesRequest) Reset() {
 	*x = ProfilesRequest{}
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +3029,7 @@ func (x *ProfilesRequest) String() string {
 func (*ProfilesRequest) ProtoMessage() {}
 
 func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +3042,7 @@ func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesRequest.ProtoReflect.Descriptor instead.
 func (*ProfilesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{27}
+	return file_frail_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProfilesRequest) GetDomain() string {
@@ -2590,7 +3063,7 @@ type ProfilesResponse struct {
 
 func (x *ProfilesResponse) Reset() {
 	*x = ProfilesResponse{}
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +3075,7 @@ func (x *ProfilesResponse) String() string {
 func (*ProfilesResponse) ProtoMessage() {}
 
 func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +3088,7 @@ func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesResponse.ProtoReflect.Descriptor instead.
 func (*ProfilesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{28}
+	return file_frail_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProfilesResponse) GetProfiles() []*Profile {
@@ -2655,7 +3128,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +3140,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +3153,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{29}
+	return file_frail_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Profile) GetUuid() string {
@@ -2777,7 +3250,7 @@ type ProfileName struct {
 
 func (x *ProfileName) Reset() {
 	*x = ProfileName{}
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +3262,7 @@ func (x *ProfileName) String() string {
 func (*ProfileName) ProtoMessage() {}
 
 func (x *ProfileName) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +3275,7 @@ func (x *ProfileName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileName.ProtoReflect.Descriptor instead.
 func (*ProfileName) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{30}
+	return file_frail_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ProfileName) GetDomain() string {
@@ -2828,7 +3301,7 @@ type ProfileFile struct {
 
 func (x *ProfileFile) Reset() {
 	*x = ProfileFile{}
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3313,7 @@ func (x *ProfileFile) String() string {
 func (*ProfileFile) ProtoMessage() {}
 
 func (x *ProfileFile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3326,7 @@ func (x *ProfileFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileFile.ProtoReflect.Descriptor instead.
 func (*ProfileFile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{31}
+	return file_frail_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ProfileFile) GetFile() []byte {
@@ -2875,7 +3348,7 @@ type PutProfileRequest struct {
 
 func (x *PutProfileRequest) Reset() {
 	*x = PutProfileRequest{}
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +3360,7 @@ func (x *PutProfileRequest) String() string {
 func (*PutProfileRequest) ProtoMessage() {}
 
 func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +3373,7 @@ func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
 func (*PutProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{32}
+	return file_frail_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutProfileRequest) GetDomain() string {
@@ -2932,7 +3405,7 @@ type PutProfileResponse struct {
 
 func (x *PutProfileResponse) Reset() {
 	*x = PutProfileResponse{}
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3417,7 @@ func (x *PutProfileResponse) String() string {
 func (*PutProfileResponse) ProtoMessage() {}
 
 func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3430,7 @@ func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
 func (*PutProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{33}
+	return file_frail_proto_rawDescGZIP(), []int{40}
 }
 
 type ChangeProfileRequest struct {
@@ -2970,7 +3443,7 @@ type ChangeProfileRequest struct {
 
 func (x *ChangeProfileRequest) Reset() {
 	*x = ChangeProfileRequest{}
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3455,7 @@ func (x *ChangeProfileRequest) String() string {
 func (*ChangeProfileRequest) ProtoMessage() {}
 
 func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3468,7 @@ func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileRequest.ProtoReflect.Descriptor instead.
 func (*ChangeProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{34}
+	return file_frail_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ChangeProfileRequest) GetProfile() *ProfileName {
@@ -3020,7 +3493,7 @@ type ChangeProfileResponse struct {
 
 func (x *ChangeProfileResponse) Reset() {
 	*x = ChangeProfileResponse{}
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3505,7 @@ func (x *ChangeProfileResponse) String() string {
 func (*ChangeProfileResponse) ProtoMessage() {}
 
 func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3518,7 @@ func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileResponse.ProtoReflect.Descriptor instead.
 func (*ChangeProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{35}
+	return file_frail_proto_rawDescGZIP(), []int{42}
 }
 
 type ThreadsRequest struct {
@@ -3058,7 +3531,7 @@ type ThreadsRequest struct {
 
 func (x *ThreadsRequest) Reset() {
 	*x = ThreadsRequest{}
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3543,7 @@ func (x *ThreadsRequest) String() string {
 func (*ThreadsRequest) ProtoMessage() {}
 
 func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3556,7 @@ func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsRequest.ProtoReflect.Descriptor instead.
 func (*ThreadsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{36}
+	return file_frail_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ThreadsRequest) GetDomain() string {
@@ -3104,7 +3577,7 @@ type ThreadsResponse struct {
 
 func (x *ThreadsResponse) Reset() {
 	*x = ThreadsResponse{}
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3589,7 @@ func (x *ThreadsResponse) String() string {
 func (*ThreadsResponse) ProtoMessage() {}
 
 func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3602,7 @@ func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsResponse.ProtoReflect.Descriptor instead.
 func (*ThreadsResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{37}
+	return file_frail_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ThreadsResponse) GetThreads() []*Thread {
@@ -3164,7 +3637,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3649,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3662,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{38}
+	return file_frail_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Thread) GetName() string {
@@ -3268,7 +3741,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +3753,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3766,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{39}
+	return file_frail_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProcessesRequest) GetDomain() string {
@@ -3326,7 +3799,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3811,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3824,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{40}
+	return file_frail_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -3402,7 +3875,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3887,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3900,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{41}
+	return file_frail_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Process) GetPid() int32 {
@@ -3609,7 +4082,7 @@ type GuestThread struct {
 
 func (x *GuestThread) Reset() {
 	*x = GuestThread{}
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +4094,7 @@ func (x *GuestThread) String() string {
 func (*GuestThread) ProtoMessage() {}
 
 func (x *GuestThread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +4107,7 @@ func (x *GuestThread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestThread.ProtoReflect.Descriptor instead.
 func (*GuestThread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{42}
+	return file_frail_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GuestThread) GetTid() int32 {
@@ -3668,7 +4141,7 @@ type LayoutRequest struct {
 
 func (x *LayoutRequest) Reset() {
 	*x = LayoutRequest{}
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3680,7 +4153,7 @@ func (x *LayoutRequest) String() string {
 func (*LayoutRequest) ProtoMessage() {}
 
 func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3693,7 +4166,7 @@ func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutRequest.ProtoReflect.Descriptor instead.
 func (*LayoutRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{43}
+	return file_frail_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LayoutRequest) GetDomain() string {
@@ -3737,7 +4210,7 @@ type GuestLayout struct {
 
 func (x *GuestLayout) Reset() {
 	*x = GuestLayout{}
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +4222,7 @@ func (x *GuestLayout) String() string {
 func (*GuestLayout) ProtoMessage() {}
 
 func (x *GuestLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +4235,7 @@ func (x *GuestLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestLayout.ProtoReflect.Descriptor instead.
 func (*GuestLayout) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{44}
+	return file_frail_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GuestLayout) GetRelease() string {
@@ -3908,7 +4381,7 @@ type LayoutStep struct {
 
 func (x *LayoutStep) Reset() {
 	*x = LayoutStep{}
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3920,7 +4393,7 @@ func (x *LayoutStep) String() string {
 func (*LayoutStep) ProtoMessage() {}
 
 func (x *LayoutStep) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3933,7 +4406,7 @@ func (x *LayoutStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutStep.ProtoReflect.Descriptor instead.
 func (*LayoutStep) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{45}
+	return file_frail_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LayoutStep) GetName() string {
@@ -3962,7 +4435,7 @@ type LayoutMember struct {
 
 func (x *LayoutMember) Reset() {
 	*x = LayoutMember{}
-	mi := &file_frail_proto_msgTypes[46]
+	mi := &file_frail_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4447,7 @@ func (x *LayoutMember) String() string {
 func (*LayoutMember) ProtoMessage() {}
 
 func (x *LayoutMember) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[46]
+	mi := &file_frail_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4460,7 @@ func (x *LayoutMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutMember.ProtoReflect.Descriptor instead.
 func (*LayoutMember) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{46}
+	return file_frail_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LayoutMember) GetName() string {
@@ -4021,7 +4494,7 @@ type KernelLogRequest struct {
 
 func (x *KernelLogRequest) Reset() {
 	*x = KernelLogRequest{}
-	mi := &file_frail_proto_msgTypes[47]
+	mi := &file_frail_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4033,7 +4506,7 @@ func (x *KernelLogRequest) String() string {
 func (*KernelLogRequest) ProtoMessage() {}
 
 func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[47]
+	mi := &file_frail_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4046,7 +4519,7 @@ func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogRequest.ProtoReflect.Descriptor instead.
 func (*KernelLogRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{47}
+	return file_frail_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *KernelLogRequest) GetDomain() string {
@@ -4065,7 +4538,7 @@ type KernelLogResponse struct {
 
 func (x *KernelLogResponse) Reset() {
 	*x = KernelLogResponse{}
-	mi := &file_frail_proto_msgTypes[48]
+	mi := &file_frail_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4077,7 +4550,7 @@ func (x *KernelLogResponse) String() string {
 func (*KernelLogResponse) ProtoMessage() {}
 
 func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[48]
+	mi := &file_frail_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4090,7 +4563,7 @@ func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogResponse.ProtoReflect.Descriptor instead.
 func (*KernelLogResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{48}
+	return file_frail_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *KernelLogResponse) GetRecords() []*LogRecord {
@@ -4121,7 +4594,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_frail_proto_msgTypes[49]
+	mi := &file_frail_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4606,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[49]
+	mi := &file_frail_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4619,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{49}
+	return file_frail_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -4363,7 +4836,38 @@ const file_frail_proto_rawDesc = "" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x10\n" +
 	"\x03fix\x18\x04 \x01(\tR\x03fix\x12\x1a\n" +
-	"\boptional\x18\x05 \x01(\bR\boptional\"?\n" +
+	"\boptional\x18\x05 \x01(\bR\boptional\"(\n" +
+	"\x0eRecordsRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\"i\n" +
+	"\x0fRecordsResponse\x12*\n" +
+	"\arecords\x18\x01 \x03(\v2\x10.frail.v1.RecordR\arecords\x12*\n" +
+	"\x05files\x18\x02 \x03(\v2\x14.frail.v1.RecordFileR\x05files\"\xbf\x01\n" +
+	"\x06Record\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aseconds\x18\x03 \x01(\rR\aseconds\x12\x17\n" +
+	"\aheld_ns\x18\x04 \x01(\x04R\x06heldNs\x12\x12\n" +
+	"\x04held\x18\x05 \x01(\x04R\x04held\x12\x1a\n" +
+	"\brecorded\x18\x06 \x01(\x04R\brecorded\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05ended\x18\b \x01(\bR\x05ended\"6\n" +
+	"\n" +
+	"RecordFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"E\n" +
+	"\x11DumpRecordRequest\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x18\n" +
+	"\aseconds\x18\x02 \x01(\rR\aseconds\"g\n" +
+	"\x12DumpRecordResponse\x12\x14\n" +
+	"\x04data\x18\x01 \x01(\fH\x00R\x04data\x123\n" +
+	"\asummary\x18\x02 \x01(\v2\x17.frail.v1.RecordSummaryH\x00R\asummaryB\x06\n" +
+	"\x04part\"\x98\x01\n" +
+	"\rRecordSummary\x12\x16\n" +
+	"\x06events\x18\x01 \x01(\x04R\x06events\x12(\n" +
+	"\x04lost\x18\x02 \x01(\v2\x14.frail.v1.LossCountsR\x04lost\x12\x17\n" +
+	"\aspan_ns\x18\x03 \x01(\x04R\x06spanNs\x12\x18\n" +
+	"\aseconds\x18\x04 \x01(\rR\aseconds\x12\x12\n" +
+	"\x04full\x18\x05 \x01(\bR\x04full\"?\n" +
 	"\rAlertsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"\x9c\x03\n" +
@@ -4558,7 +5062,7 @@ const file_frail_proto_rawDesc = "" +
 	"\x18PROFILE_CHANGE_NORMALIZE\x10\x01\x12\x1b\n" +
 	"\x17PROFILE_CHANGE_TOLERIZE\x10\x02\x12\x1c\n" +
 	"\x18PROFILE_CHANGE_SENSITIZE\x10\x03\x12\x19\n" +
-	"\x15PROFILE_CHANGE_DELETE\x10\x042\x8a\a\n" +
+	"\x15PROFILE_CHANGE_DELETE\x10\x042\x95\b\n" +
 	"\x05Frail\x12;\n" +
 	"\x06Status\x12\x17.frail.v1.StatusRequest\x1a\x18.frail.v1.StatusResponse\x125\n" +
 	"\x04List\x12\x15.frail.v1.ListRequest\x1a\x16.frail.v1.ListResponse\x128\n" +
@@ -4572,7 +5076,10 @@ const file_frail_proto_rawDesc = "" +
 	"\n" +
 	"PutProfile\x12\x1b.frail.v1.PutProfileRequest\x1a\x1c.frail.v1.PutProfileResponse\x12P\n" +
 	"\rChangeProfile\x12\x1e.frail.v1.ChangeProfileRequest\x1a\x1f.frail.v1.ChangeProfileResponse\x12>\n" +
-	"\aThreads\x12\x18.frail.v1.ThreadsRequest\x1a\x19.frail.v1.ThreadsResponse\x12F\n" +
+	"\aThreads\x12\x18.frail.v1.ThreadsRequest\x1a\x19.frail.v1.ThreadsResponse\x12>\n" +
+	"\aRecords\x12\x18.frail.v1.RecordsRequest\x1a\x19.frail.v1.RecordsResponse\x12I\n" +
+	"\n" +
+	"DumpRecord\x12\x1b.frail.v1.DumpRecordRequest\x1a\x1c.frail.v1.DumpRecordResponse0\x01\x12F\n" +
 	"\tProcesses\x12\x1a.frail.v1.ProcessesRequest\x1a\x1b.frail.v1.ProcessesResponse0\x01\x128\n" +
 	"\x06Layout\x12\x17.frail.v1.LayoutRequest\x1a\x15.frail.v1.GuestLayout\x12F\n" +
 	"\tKernelLog\x12\x1a.frail.v1.KernelLogRequest\x1a\x1b.frail.v1.KernelLogResponse0\x01B\vZ\tfrail/apib\x06proto3"
@@ -4590,7 +5097,7 @@ func file_frail_proto_rawDescGZIP() []byte {
 }
 
 var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
 	(Exits)(0),                    // 1: frail.v1.Exits
@@ -4621,33 +5128,40 @@ var file_frail_proto_goTypes = []any{
 	(*DoctorRequest)(nil),         // 26: frail.v1.DoctorRequest
 	(*DoctorResponse)(nil),        // 27: frail.v1.DoctorResponse
 	(*Check)(nil),                 // 28: frail.v1.Check
-	(*AlertsRequest)(nil),         // 29: frail.v1.AlertsRequest
-	(*Alert)(nil),                 // 30: frail.v1.Alert
-	(*ProfilesRequest)(nil),       // 31: frail.v1.ProfilesRequest
-	(*ProfilesResponse)(nil),      // 32: frail.v1.ProfilesResponse
-	(*Profile)(nil),               // 33: frail.v1.Profile
-	(*ProfileName)(nil),           // 34: frail.v1.ProfileName
-	(*ProfileFile)(nil),           // 35: frail.v1.ProfileFile
-	(*PutProfileRequest)(nil),     // 36: frail.v1.PutProfileRequest
-	(*PutProfileResponse)(nil),    // 37: frail.v1.PutProfileResponse
-	(*ChangeProfileRequest)(nil),  // 38: frail.v1.ChangeProfileRequest
-	(*ChangeProfileResponse)(nil), // 39: frail.v1.ChangeProfileResponse
-	(*ThreadsRequest)(nil),        // 40: frail.v1.ThreadsRequest
-	(*ThreadsResponse)(nil),       // 41: frail.v1.ThreadsResponse
-	(*Thread)(nil),                // 42: frail.v1.Thread
-	(*ProcessesRequest)(nil),      // 43: frail.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),     // 44: frail.v1.ProcessesResponse
-	(*Process)(nil),               // 45: frail.v1.Process
-	(*GuestThread)(nil),           // 46: frail.v1.GuestThread
-	(*LayoutRequest)(nil),         // 47: frail.v1.LayoutRequest
-	(*GuestLayout)(nil),           // 48: frail.v1.GuestLayout
-	(*LayoutStep)(nil),            // 49: frail.v1.LayoutStep
-	(*LayoutMember)(nil),          // 50: frail.v1.LayoutMember
-	(*KernelLogRequest)(nil),      // 51: frail.v1.KernelLogRequest
-	(*KernelLogResponse)(nil),     // 52: frail.v1.KernelLogResponse
-	(*LogRecord)(nil),             // 53: frail.v1.LogRecord
-	nil,                           // 54: frail.v1.ProfilesResponse.CountersEntry
-	nil,                           // 55: frail.v1.Process.UnknownEntry
+	(*RecordsRequest)(nil),        // 29: frail.v1.RecordsRequest
+	(*RecordsResponse)(nil),       // 30: frail.v1.RecordsResponse
+	(*Record)(nil),                // 31: frail.v1.Record
+	(*RecordFile)(nil),            // 32: frail.v1.RecordFile
+	(*DumpRecordRequest)(nil),     // 33: frail.v1.DumpRecordRequest
+	(*DumpRecordResponse)(nil),    // 34: frail.v1.DumpRecordResponse
+	(*RecordSummary)(nil),         // 35: frail.v1.RecordSummary
+	(*AlertsRequest)(nil),         // 36: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 37: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 38: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 39: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 40: frail.v1.Profile
+	(*ProfileName)(nil),           // 41: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 42: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 43: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 44: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 45: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 46: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 47: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 48: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 49: frail.v1.Thread
+	(*ProcessesRequest)(nil),      // 50: frail.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),     // 51: frail.v1.ProcessesResponse
+	(*Process)(nil),               // 52: frail.v1.Process
+	(*GuestThread)(nil),           // 53: frail.v1.GuestThread
+	(*LayoutRequest)(nil),         // 54: frail.v1.LayoutRequest
+	(*GuestLayout)(nil),           // 55: frail.v1.GuestLayout
+	(*LayoutStep)(nil),            // 56: frail.v1.LayoutStep
+	(*LayoutMember)(nil),          // 57: frail.v1.LayoutMember
+	(*KernelLogRequest)(nil),      // 58: frail.v1.KernelLogRequest
+	(*KernelLogResponse)(nil),     // 59: frail.v1.KernelLogResponse
+	(*LogRecord)(nil),             // 60: frail.v1.LogRecord
+	nil,                           // 61: frail.v1.ProfilesResponse.CountersEntry
+	nil,                           // 62: frail.v1.Process.UnknownEntry
 }
 var file_frail_proto_depIdxs = []int32{
 	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
@@ -4670,50 +5184,58 @@ var file_frail_proto_depIdxs = []int32{
 	24, // 17: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
 	24, // 18: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
 	28, // 19: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	33, // 20: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	54, // 21: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
-	34, // 22: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
-	3,  // 23: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
-	42, // 24: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	45, // 25: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
-	46, // 26: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
-	55, // 27: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
-	49, // 28: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
-	50, // 29: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
-	53, // 30: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
-	4,  // 31: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	6,  // 32: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	10, // 33: frail.v1.Frail.Stats:input_type -> frail.v1.StatsRequest
-	14, // 34: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	26, // 35: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	29, // 36: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	31, // 37: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	34, // 38: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	36, // 39: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	38, // 40: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	40, // 41: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	43, // 42: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
-	47, // 43: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
-	51, // 44: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
-	5,  // 45: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	7,  // 46: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	11, // 47: frail.v1.Frail.Stats:output_type -> frail.v1.StatsResponse
-	17, // 48: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	27, // 49: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	30, // 50: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	32, // 51: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	35, // 52: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	37, // 53: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	39, // 54: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	41, // 55: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	44, // 56: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
-	48, // 57: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
-	52, // 58: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
-	45, // [45:59] is the sub-list for method output_type
-	31, // [31:45] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	31, // 20: frail.v1.RecordsResponse.records:type_name -> frail.v1.Record
+	32, // 21: frail.v1.RecordsResponse.files:type_name -> frail.v1.RecordFile
+	35, // 22: frail.v1.DumpRecordResponse.summary:type_name -> frail.v1.RecordSummary
+	24, // 23: frail.v1.RecordSummary.lost:type_name -> frail.v1.LossCounts
+	40, // 24: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	61, // 25: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	41, // 26: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	3,  // 27: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	49, // 28: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	52, // 29: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
+	53, // 30: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
+	62, // 31: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
+	56, // 32: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
+	57, // 33: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
+	60, // 34: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
+	4,  // 35: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 36: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 37: frail.v1.Frail.Stats:input_type -> frail.v1.StatsRequest
+	14, // 38: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	26, // 39: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	36, // 40: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	38, // 41: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	41, // 42: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	43, // 43: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	45, // 44: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	47, // 45: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	29, // 46: frail.v1.Frail.Records:input_type -> frail.v1.RecordsRequest
+	33, // 47: frail.v1.Frail.DumpRecord:input_type -> frail.v1.DumpRecordRequest
+	50, // 48: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
+	54, // 49: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
+	58, // 50: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
+	5,  // 51: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 52: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	11, // 53: frail.v1.Frail.Stats:output_type -> frail.v1.StatsResponse
+	17, // 54: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	27, // 55: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	37, // 56: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	39, // 57: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	42, // 58: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	44, // 59: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	46, // 60: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	48, // 61: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	30, // 62: frail.v1.Frail.Records:output_type -> frail.v1.RecordsResponse
+	34, // 63: frail.v1.Frail.DumpRecord:output_type -> frail.v1.DumpRecordResponse
+	51, // 64: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
+	55, // 65: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
+	59, // 66: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
+	51, // [51:67] is the sub-list for method output_type
+	35, // [35:51] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -4733,13 +5255,17 @@ func file_frail_proto_init() {
 		(*TraceResponse_Summary)(nil),
 		(*TraceResponse_Identity)(nil),
 	}
+	file_frail_proto_msgTypes[30].OneofWrappers = []any{
+		(*DumpRecordResponse_Data)(nil),
+		(*DumpRecordResponse_Summary)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   52,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	Frail_PutProfile_FullMethodName    = "/frail.v1.Frail/PutProfile"
 	Frail_ChangeProfile_FullMethodName = "/frail.v1.Frail/ChangeProfile"
 	Frail_Threads_FullMethodName       = "/frail.v1.Frail/Threads"
+	Frail_Records_FullMethodName       = "/frail.v1.Frail/Records"
+	Frail_DumpRecord_FullMethodName    = "/frail.v1.Frail/DumpRecord"
 	Frail_Processes_FullMethodName     = "/frail.v1.Frail/Processes"
 	Frail_Layout_FullMethodName        = "/frail.v1.Frail/Layout"
 	Frail_KernelLog_FullMethodName     = "/frail.v1.Frail/KernelLog"
@@ -90,6 +92,15 @@ type FrailClient interface {
 	ChangeProfile(ctx context.Context, in *ChangeProfileRequest, opts ...grpc.CallOption) (*ChangeProfileResponse, error)
 	// Threads describes the threads of the domains that are analysed.
 	Threads(ctx context.Context, in *ThreadsRequest, opts ...grpc.CallOption) (*ThreadsResponse, error)
+	// Records says what the flight recorder holds, and which files alerts made it write.
+	//
+	// NOT_FOUND: no such domain.
+	Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (*RecordsResponse, error)
+	// DumpRecord sends what is held of a domain as the bytes of a capture, and what is in it
+	// at last. The recording goes on.
+	//
+	// NOT_FOUND: no such domain. FAILED_PRECONDITION: it is not recorded.
+	DumpRecord(ctx context.Context, in *DumpRecordRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpRecordResponse], error)
 	// Processes lists the processes of a domain's guest, in the order in which they
 	// started. Like the two calls that follow it reads the guest's memory; the domain need
 	// not be traced.
@@ -233,9 +244,38 @@ func (c *frailClient) Threads(ctx context.Context, in *ThreadsRequest, opts ...g
 	return out, nil
 }
 
+func (c *frailClient) Records(ctx context.Context, in *RecordsRequest, opts ...grpc.CallOption) (*RecordsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordsResponse)
+	err := c.cc.Invoke(ctx, Frail_Records_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *frailClient) DumpRecord(ctx context.Context, in *DumpRecordRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpRecordResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[2], Frail_DumpRecord_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DumpRecordRequest, DumpRecordResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_DumpRecordClient = grpc.ServerStreamingClient[DumpRecordResponse]
+
 func (c *frailClient) Processes(ctx context.Context, in *ProcessesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProcessesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[2], Frail_Processes_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[3], Frail_Processes_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +304,7 @@ func (c *frailClient) Layout(ctx context.Context, in *LayoutRequest, opts ...grp
 
 func (c *frailClient) KernelLog(ctx context.Context, in *KernelLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KernelLogResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[3], Frail_KernelLog_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Frail_ServiceDesc.Streams[4], Frail_KernelLog_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -329,6 +369,15 @@ type FrailServer interface {
 	ChangeProfile(context.Context, *ChangeProfileRequest) (*ChangeProfileResponse, error)
 	// Threads describes the threads of the domains that are analysed.
 	Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error)
+	// Records says what the flight recorder holds, and which files alerts made it write.
+	//
+	// NOT_FOUND: no such domain.
+	Records(context.Context, *RecordsRequest) (*RecordsResponse, error)
+	// DumpRecord sends what is held of a domain as the bytes of a capture, and what is in it
+	// at last. The recording goes on.
+	//
+	// NOT_FOUND: no such domain. FAILED_PRECONDITION: it is not recorded.
+	DumpRecord(*DumpRecordRequest, grpc.ServerStreamingServer[DumpRecordResponse]) error
 	// Processes lists the processes of a domain's guest, in the order in which they
 	// started. Like the two calls that follow it reads the guest's memory; the domain need
 	// not be traced.
@@ -382,6 +431,12 @@ func (UnimplementedFrailServer) ChangeProfile(context.Context, *ChangeProfileReq
 }
 func (UnimplementedFrailServer) Threads(context.Context, *ThreadsRequest) (*ThreadsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Threads not implemented")
+}
+func (UnimplementedFrailServer) Records(context.Context, *RecordsRequest) (*RecordsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Records not implemented")
+}
+func (UnimplementedFrailServer) DumpRecord(*DumpRecordRequest, grpc.ServerStreamingServer[DumpRecordResponse]) error {
+	return status.Error(codes.Unimplemented, "method DumpRecord not implemented")
 }
 func (UnimplementedFrailServer) Processes(*ProcessesRequest, grpc.ServerStreamingServer[ProcessesResponse]) error {
 	return status.Error(codes.Unimplemented, "method Processes not implemented")
@@ -593,6 +648,35 @@ func _Frail_Threads_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Frail_Records_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FrailServer).Records(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Frail_Records_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FrailServer).Records(ctx, req.(*RecordsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Frail_DumpRecord_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DumpRecordRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FrailServer).DumpRecord(m, &grpc.GenericServerStream[DumpRecordRequest, DumpRecordResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Frail_DumpRecordServer = grpc.ServerStreamingServer[DumpRecordResponse]
+
 func _Frail_Processes_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ProcessesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -677,6 +761,10 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Frail_Threads_Handler,
 		},
 		{
+			MethodName: "Records",
+			Handler:    _Frail_Records_Handler,
+		},
+		{
 			MethodName: "Layout",
 			Handler:    _Frail_Layout_Handler,
 		},
@@ -691,6 +779,11 @@ var Frail_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Alerts",
 			Handler:       _Frail_Alerts_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "DumpRecord",
+			Handler:       _Frail_DumpRecord_Handler,
 			ServerStreams: true,
 		},
 		{

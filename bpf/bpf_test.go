@@ -21,7 +21,7 @@ func TestGeneratedCodeIsCurrent(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("generate.sh: %v\n%s", err, out)
 	}
-	for _, name := range []string{"trace_x86_bpfel.go", "trace_x86_bpfel.o", "ph_x86_bpfel.go", "ph_x86_bpfel.o"} {
+	for _, name := range []string{"trace_x86_bpfel.go", "trace_x86_bpfel.o", "ph_x86_bpfel.go", "ph_x86_bpfel.o", "record_x86_bpfel.go", "record_x86_bpfel.o"} {
 		want, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -89,6 +89,7 @@ func TestNoImplicitPadding(t *testing.T) {
 			"frail_ph_thread_key", "frail_ph_moment", "frail_ph_thread",
 			"frail_ph_space_key", "frail_ph_fork", "frail_ph_record",
 		}},
+		{LoadRecord, []string{"frail_record_slot"}},
 	} {
 		spec, err := tc.load()
 		if err != nil {

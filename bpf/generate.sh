@@ -35,3 +35,4 @@ generate ph frail_ph_event_flags frail_ph_flags frail_ph_control frail_ph_counte
 	frail_ph_vm frail_ph_executable frail_ph_profile frail_ph_row \
 	frail_ph_thread_key frail_ph_moment frail_ph_thread frail_ph_space_key \
 	frail_ph_fork frail_ph_record
+generate record frail_record_slot frail_record_limits

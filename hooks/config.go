@@ -46,6 +46,9 @@ type Config struct {
 	// Sequence asks for the analysis of the guest's call sequences. It is on only
 	// with Trace.
 	Sequence Sequence
+
+	// Record asks for a flight record of the guest's calls. It is given only with Trace.
+	Record Record
 }
 
 // Exits says which guest transitions of a traced domain trap.
@@ -352,6 +355,9 @@ func (d *decoder) frail(start xml.StartElement, cfg *Config) (*ConfigError, erro
 			if cfg.Sequence.On && !cfg.Trace {
 				reject("frail/sequence", "there is no <trace/>, without which there are no calls to analyse")
 			}
+			if cfg.Record != (Record{}) && !cfg.Trace {
+				reject("frail/record", "there is no <trace/>, without which there are no calls to record")
+			}
 			return bad, nil
 		}
 		switch tok := tok.(type) {
@@ -369,6 +375,11 @@ func (d *decoder) frail(start xml.StartElement, cfg *Config) (*ConfigError, erro
 				err = d.skip()
 			case tok.Name.Local == "sequence":
 				err = d.sequence(tok, cfg, reject)
+			case tok.Name.Local == "record" && cfg.Record != (Record{}):
+				reject("frail/record", "the element occurs more than once")
+				err = d.skip()
+			case tok.Name.Local == "record":
+				err = d.record(tok, cfg, reject)
 			case tok.Name.Local != "trace":
 				reject("frail/"+quoteName(tok.Name), "unknown element")
 				err = d.skip()

@@ -61,6 +61,8 @@ func TestElement(t *testing.T) {
 		{Trace: true, Sequence: Sequence{On: true}},
 		{Trace: true, Exits: ExitsEntry, Sequence: Sequence{true, No, 13, 31, 1, 7*24*time.Hour + 1}},
 		{Trace: true, Sequence: Sequence{On: true, Learn: Yes, NormalWaitPlus1: 1}},
+		{Trace: true, Record: Record{SecondsPlus1: 31}},
+		{Trace: true, Sequence: Sequence{On: true}, Record: Record{SecondsPlus1: 1}},
 	} {
 		element := strings.Replace(want.element(), "<frail>", `<frail xmlns="urn:frail:domain:1.0">`, 1)
 		if got, err := ParseConfig([]byte(inDomain(element))); err != nil || got != want {
@@ -189,4 +191,22 @@ func FuzzParseStatus(f *testing.F) {
 			t.Errorf("accepted %+v", s)
 		}
 	})
+}
+
+func TestRecordElement(t *testing.T) {
+	const open = `<frail:frail xmlns:frail="urn:frail:domain:1.0">`
+	for element, want := range map[string]string{
+		`<frail:trace/><frail:record/>`:                                        "frail/record/@seconds: is missing",
+		`<frail:trace/><frail:record seconds="-1"/>`:                           "frail/record/@seconds: \"-1\" is not a number from 0 to 86400",
+		`<frail:trace/><frail:record seconds="86401"/>`:                        "frail/record/@seconds: \"86401\" is not a number from 0 to 86400",
+		`<frail:trace/><frail:record seconds="1" minutes="1"/>`:                "frail/record/@minutes: unknown attribute",
+		`<frail:trace/><frail:record seconds="1">x</frail:record>`:             "frail/record: unexpected text \"x\"",
+		`<frail:trace/><frail:record seconds="1"/><frail:record seconds="2"/>`: "frail/record: the element occurs more than once",
+		`<frail:record seconds="1"/>`:                                          "frail/record: there is no <trace/>, without which there are no calls to record",
+	} {
+		_, err := ParseConfig([]byte(inDomain(open + element + `</frail:frail>`)))
+		if err == nil || err.Error() != "invalid frail metadata: "+want {
+			t.Errorf("%s: %v, want %s", element, err, want)
+		}
+	}
 }

@@ -64,7 +64,7 @@ func (c Config) element() string {
 	if c.Exits != ExitsBoth {
 		trace = fmt.Sprintf(" exits=%q", c.Exits)
 	}
-	return "<frail><trace" + trace + "/>" + c.Sequence.element() + "</frail>"
+	return "<frail><trace" + trace + "/>" + c.Sequence.element() + c.Record.element() + "</frail>"
 }
 
 // Disable removes Frail's element from dom, understood or not. live, config and

@@ -298,7 +298,7 @@ func TestFilterByReturn(t *testing.T) {
 			if n := s.t.reader.AvailableBytes(); n != 0 {
 				t.Errorf("%d bytes in the ring before the call returned", n)
 			}
-			made := bootTime()
+			made := BootTime()
 			s.exit(th, 1, tc.ret)
 			s.exit(th, 1, tc.ret+1000) // of a call that was not seen
 			want := []string{"enter 1 of 11", "exit 1 of 11"}

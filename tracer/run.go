@@ -68,6 +68,13 @@ type Losses struct {
 // Total returns the sum over all causes.
 func (l Losses) Total() uint64 { return l.RingFull + l.ReadFault + l.Recursion }
 
+// Plus returns the sum of two counts.
+func (l Losses) Plus(m Losses) Losses {
+	return Losses{
+		RingFull: l.RingFull + m.RingFull, ReadFault: l.ReadFault + m.ReadFault, Recursion: l.Recursion + m.Recursion,
+	}
+}
+
 // Lost are losses noticed at one point of the stream.
 type Lost struct {
 	// Time of the first event after the losses, or of the notice where there is none yet:
@@ -243,7 +250,7 @@ func (r *run) unreported() error {
 	for cause := range gap.Lost {
 		gap.Lost[cause] = r.t.pending[cause].Swap(0)
 	}
-	l := Lost{Time: bootTime(), Losses: lossesOf(&gap)}
+	l := Lost{Time: BootTime(), Losses: lossesOf(&gap)}
 	misses, err := r.t.objs.misses()
 	if err != nil {
 		return err
@@ -355,8 +362,8 @@ func pendingOf(mem []byte) *[bpf.LossCauses]atomic.Uint64 {
 	return (*[bpf.LossCauses]atomic.Uint64)(unsafe.Pointer(&gap.Lost))
 }
 
-// bootTime returns CLOCK_BOOTTIME in nanoseconds.
-func bootTime() uint64 {
+// BootTime returns the clock of events: CLOCK_BOOTTIME in nanoseconds.
+func BootTime() uint64 {
 	var ts unix.Timespec
 	// Cannot fail: the clock exists since Linux 2.6.39 and the pointer is good.
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)

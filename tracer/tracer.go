@@ -282,6 +282,10 @@ func (t *Tracer) detach() error {
 	return errors.Join(errs...)
 }
 
+// EnterProgram returns the program that sees system calls made, for tests that run it; it is the
+// tracer's: the caller does not close it.
+func (t *Tracer) EnterProgram() *ebpf.Program { return t.objs.Enter }
+
 // Close detaches the programs and frees everything. A call of [Tracer.Run] ends with
 // [os.ErrClosed]; what the ring buffer still held is dropped. Closing twice is no error.
 // It may be called from a [Sink].

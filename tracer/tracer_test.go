@@ -297,9 +297,9 @@ func TestFilter(t *testing.T) {
 			k := bpftest.New(t, 1)
 			*k.At(0) = tc.event
 
-			before := bootTime()
+			before := BootTime()
 			fire(t, tr, k, 0)
-			after := bootTime()
+			after := BootTime()
 			r := drain(t, tr)
 
 			if !tc.pass {

@@ -4,15 +4,20 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"frail/api"
 	"frail/bpf"
+	"frail/bpf/bpftest"
+	"frail/tracer"
 )
 
 // What the module tells reaches the user: entries, returns that are late or not known, and
@@ -142,5 +147,45 @@ func TestUseColor(t *testing.T) {
 	}
 	if err := checkColor("sometimes"); err == nil {
 		t.Error("--color sometimes is no error")
+	}
+}
+
+// A limit shows as many events as the tracer counts as delivered, and ends the trace whether or
+// not there are more.
+func TestLimitOfQEMU(t *testing.T) {
+	for _, fired := range []int{3, 5} {
+		tr, err := tracer.New(tracer.Options{VMs: []uint32{7}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		events := bpftest.New(t, 1)
+		*events.At(0) = bpf.Event{Vm: 7, Kind: bpf.EventEnter, Insn: bpf.InsnSyscall64, Nr: 39}
+		for range fired {
+			events.Fire(t, tr.EnterProgram(), 0)
+		}
+		var out bytes.Buffer
+		text, err := (&traceOptions{color: colorNever}).open(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := text.Started(&api.TraceStarted{}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := tr.Run(ctx, &limitedSink{traceText: text, limit: 3}); !errors.Is(err, errLimit) {
+			t.Fatalf("%d events: the trace ends by %v", fired, err)
+		}
+		sum, err := tr.Summary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := text.Summary(sum); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(out.String(), "getpid()"); n != 3 || sum.Delivered != 3 {
+			t.Errorf("%d events: %d delivered, %d shown, want 3:\n%s", fired, sum.Delivered, n, out.String())
+		}
 	}
 }

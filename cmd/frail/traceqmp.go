@@ -104,7 +104,7 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 		defer close(followed)
 		q.follow(tracing, vm, st, note)
 	}()
-	err = tr.Run(tracing, &limitedSink{traceText: text, left: t.start.Limit})
+	err = tr.Run(tracing, &limitedSink{traceText: text, limit: t.start.Limit})
 	if err == nil {
 		err = context.Cause(tracing)
 	}
@@ -124,23 +124,50 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	return text.Summary(sum)
 }
 
-// limitedSink ends a trace after a number of events.
+// limitedSink ends a trace after a number of events. The last one is taken without an error, or
+// the tracer would not count it as delivered: what comes next, Flush at the latest, ends the trace.
 type limitedSink struct {
 	*traceText
-	left uint64 // 0: no limit
+	limit uint64 // 0: none
+	taken uint64
+}
+
+// end returns errLimit if as many events were taken as are wanted.
+func (s *limitedSink) end() error {
+	if s.limit != 0 && s.taken >= s.limit {
+		return errLimit
+	}
+	return nil
 }
 
 func (s *limitedSink) Event(ev *bpf.Event) error {
-	if err := s.traceText.Event(ev); err != nil {
+	if err := s.end(); err != nil {
 		return err
 	}
-	if s.left--; s.left != 0 { // from 0 it goes on for 2^64 events
-		return nil
-	}
-	if err := s.Flush(); err != nil {
+	s.taken++
+	return s.traceText.Event(ev)
+}
+
+// Process implements tracer.ProcessSink.
+func (s *limitedSink) Process(p *bpf.Process) error {
+	if err := s.end(); err != nil {
 		return err
 	}
-	return errLimit
+	return s.traceText.Process(p)
+}
+
+func (s *limitedSink) Lost(l tracer.Lost) error {
+	if err := s.end(); err != nil {
+		return err
+	}
+	return s.traceText.Lost(l)
+}
+
+func (s *limitedSink) Flush() error {
+	if err := s.traceText.Flush(); err != nil {
+		return err
+	}
+	return s.end()
 }
 
 // proven checks that the process whose VM is about to be armed is the QEMU that answers:

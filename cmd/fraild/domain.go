@@ -210,6 +210,7 @@ func (d *domain) run(ctx context.Context) {
 		d.publish(s)
 		d.host.traces.forget(s.UUID)
 		d.host.sequences.alerts.forget(s.UUID)
+		d.host.records.forget(s.UUID)
 		d.tasks.Wait()
 	}()
 
@@ -335,6 +336,7 @@ func (d *domain) disarm(a *armed) {
 		a.abandon()
 	}
 	d.host.sequences.leave(a.vm.ID())
+	d.host.records.leave(a.vm.ID())
 	if err := a.vm.Close(); err != nil {
 		d.log.Error("cannot disarm", "vm", a.vm.ID(), "err", err)
 	}
@@ -399,7 +401,8 @@ func (d *domain) resolved(p progress) {
 	d.analyse()
 }
 
-// analyse makes the analysis of call sequences follow the domain as it is now.
+// analyse makes the analysis of call sequences and the flight recorder follow the domain as it
+// is now.
 func (d *domain) analyse() {
 	s, _ := d.snapshot()
 	if s.vm == nil {
@@ -411,5 +414,8 @@ func (d *domain) analyse() {
 	}
 	if err := d.host.sequences.follow(s.vm.ID(), s.State, threads); err != nil {
 		d.log.Error("call sequences are not analysed", "vm", s.vm.ID(), "err", err)
+	}
+	if err := d.host.records.follow(s.vm.ID(), s.State, s.vm.Describe); err != nil {
+		d.log.Error("system calls are not recorded", "vm", s.vm.ID(), "err", err)
 	}
 }

@@ -27,6 +27,7 @@ type host struct {
 	log *slog.Logger
 
 	sequences *sequences
+	records   *records
 	layouts   layout.Resolver
 	traces    traces
 }

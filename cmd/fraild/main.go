@@ -92,9 +92,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	seq := newSequences(cfg, log)
+	seq, rec := newSequences(cfg, log), newRecords(cfg, log)
+	seq.alerted = rec.alert
 	m := newManager(&host{
-		cfg: cfg, log: log, sequences: seq,
+		cfg: cfg, log: log, sequences: seq, records: rec,
 		layouts: layout.Resolver{Store: &layout.Store{Dir: cfg.Guest.LayoutDir}},
 	})
 	watched := make(chan error, 1)
@@ -107,6 +108,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			Log:       log,
 		})
 		seq.close()
+		rec.close()
 		watched <- err
 	}()
 

@@ -88,7 +88,7 @@ func TestDomainFigures(t *testing.T) {
 func testServer(t *testing.T, states ...hooks.State) *server {
 	t.Helper()
 	seq := sequencesIn(t, t.TempDir())
-	h := &host{cfg: seq.cfg, log: seq.log, sequences: seq}
+	h := &host{cfg: seq.cfg, log: seq.log, sequences: seq, records: newRecords(seq.cfg, seq.log)}
 	m := newManager(h)
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(func() {

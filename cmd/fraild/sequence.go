@@ -35,6 +35,10 @@ type sequences struct {
 	// attach makes the analysis see calls: a test has no module to attach to.
 	attach func(*sequence.Analyzer) error
 
+	// alerted is told of each alert, with the UUID of its domain. It does not wait. Set before
+	// the first call.
+	alerted func(uuid string, kind ph.AlertKind)
+
 	mu       sync.Mutex
 	analyzer *sequence.Analyzer // nil until needed and after close
 	stop     context.CancelFunc
@@ -82,9 +86,10 @@ func progressIn(p *ph.Profile) progressOf {
 func newSequences(cfg *config.Config, log *slog.Logger) *sequences {
 	return &sequences{
 		cfg: cfg, log: log, store: profile.NewStore(cfg.Sequence.StateDir),
-		attach: (*sequence.Analyzer).Attach,
-		vms:    make(map[uint32]*analysed),
-		alerts: alertLog{max: cfg.Sequence.MaxAlerts, changed: make(chan struct{})},
+		attach:  (*sequence.Analyzer).Attach,
+		alerted: func(string, ph.AlertKind) {},
+		vms:     make(map[uint32]*analysed),
+		alerts:  alertLog{max: cfg.Sequence.MaxAlerts, changed: make(chan struct{})},
 	}
 }
 
@@ -393,6 +398,7 @@ func (s *sequences) record(rec *bpf.PhRecord) error {
 		}
 		s.log.Warn("alert", "domain", name, "kind", a.Kind.String(), "alert", a.String())
 		s.alerts.add(alertOf{Alert: a, uuid: uuid, name: name, at: time.Unix(0, int64(a.Time)).Add(offset)})
+		s.alerted(uuid, a.Kind)
 	}
 	return nil
 }

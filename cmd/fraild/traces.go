@@ -110,9 +110,7 @@ func (t *traces) sums() (traceSums, error) {
 
 func addSummary(a, b tracer.Summary) tracer.Summary {
 	a.Delivered += b.Delivered
-	a.Lost.RingFull += b.Lost.RingFull
-	a.Lost.ReadFault += b.Lost.ReadFault
-	a.Lost.Recursion += b.Lost.Recursion
+	a.Lost = a.Lost.Plus(b.Lost)
 	a.Unjudged += b.Unjudged
 	return a
 }

@@ -18,6 +18,7 @@ import (
 	"frail/tracer"
 	"frail/tracer/ph"
 	"frail/tracer/profile"
+	"frail/tracer/record"
 	"frail/tracer/sequence"
 )
 
@@ -67,6 +68,12 @@ type Config struct {
 		MaxThreads   int          `toml:"max_threads"`
 		MaxAlerts    int          `toml:"max_alerts"`
 	} `toml:"sequence"`
+	Record struct {
+		Seconds  int    `toml:"seconds"`
+		MaxBytes int    `toml:"max_bytes"`
+		Dir      string `toml:"dir"`
+		MaxFiles int    `toml:"max_files"`
+	} `toml:"record"`
 	Metrics struct {
 		Listen ListenAddress `toml:"listen"`
 	} `toml:"metrics"`
@@ -211,6 +218,9 @@ func Default() *Config {
 	c.Sequence.MaxRows = limits.Rows
 	c.Sequence.MaxThreads = limits.Threads
 	c.Sequence.MaxAlerts = 10000
+	c.Record.MaxBytes = 64 << 20
+	c.Record.Dir = profile.DefaultDir + "/records"
+	c.Record.MaxFiles = 16
 	c.Log.Level = Level(slog.LevelInfo)
 	return c
 }
@@ -223,6 +233,7 @@ func (c *Config) validate(report func(key, format string, args ...any)) {
 		{"hook.socket", c.Hook.Socket},
 		{"guest.layout_dir", c.Guest.LayoutDir},
 		{"sequence.state_dir", c.Sequence.StateDir},
+		{"record.dir", c.Record.Dir},
 	} {
 		if !filepath.IsAbs(p.path) {
 			report(p.key, "%q is not an absolute path", p.path)
@@ -250,6 +261,9 @@ func (c *Config) validate(report func(key, format string, args ...any)) {
 		{"sequence.max_rows", c.Sequence.MaxRows, 1, math.MaxInt32},
 		{"sequence.max_threads", c.Sequence.MaxThreads, 1, math.MaxInt32},
 		{"sequence.max_alerts", c.Sequence.MaxAlerts, 1, 1 << 20},
+		{"record.seconds", c.Record.Seconds, 0, hooks.MaxRecordSeconds},
+		{"record.max_bytes", c.Record.MaxBytes, record.MinBytes, record.MaxBytes},
+		{"record.max_files", c.Record.MaxFiles, 1, 1 << 20},
 	} {
 		if bound.n < bound.least || bound.n > bound.most {
 			report(bound.key, "%d is not in %d to %d", bound.n, bound.least, bound.most)
