@@ -69,6 +69,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cfg := loaded.Config
 	log := newLogger(stderr, slog.Level(cfg.Log.Level))
+	clients, err := newAccess(cfg.API.AdminGroup)
+	if err != nil {
+		return exit.Usagef("read configuration: %w", err)
+	}
 	listener, lock, err := listen(cfg.API.Socket, cfg.API.Group)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", cfg.API.Socket, err)
@@ -118,7 +122,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return <-watched
 	}
 	s := newServer(ctx, m)
-	g := s.grpc()
+	g := s.grpc(clients)
 	served := make(chan error, 2)
 	go func() { served <- serveError(cfg.API.Socket, g.Serve(listener)) }()
 	if metrics != nil {

@@ -454,7 +454,7 @@ func TestTraceIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := s.grpc()
+	g := s.grpc(access{})
 	go g.Serve(l)
 	defer g.Stop()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -42,9 +42,9 @@ func newServer(stopping context.Context, m *manager) *server {
 	}
 }
 
-// grpc returns a gRPC server that serves s, with reflection.
-func (s *server) grpc() *grpc.Server {
-	g := grpc.NewServer()
+// grpc returns a gRPC server that serves s on unix sockets to whom a lets, with reflection.
+func (s *server) grpc(a access) *grpc.Server {
+	g := grpc.NewServer(a.options()...)
 	api.RegisterFrailServer(g, s)
 	reflection.Register(g)
 	return g

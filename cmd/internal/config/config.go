@@ -40,8 +40,9 @@ type Config struct {
 		StatusDir string `toml:"status_dir"`
 	} `toml:"libvirt"`
 	API struct {
-		Socket string `toml:"socket"`
-		Group  string `toml:"group"`
+		Socket     string `toml:"socket"`
+		Group      string `toml:"group"`
+		AdminGroup string `toml:"admin_group"`
 	} `toml:"api"`
 	Hook struct {
 		Socket string `toml:"socket"`
