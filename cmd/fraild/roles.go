@@ -50,6 +50,8 @@ var methodRoles = map[string]role{
 	api.Frail_Processes_FullMethodName:     roleRead,
 	api.Frail_Layout_FullMethodName:        roleRead,
 	api.Frail_KernelLog_FullMethodName:     roleRead,
+	api.Frail_Records_FullMethodName:       roleRead,
+	api.Frail_DumpRecord_FullMethodName:    roleRead,
 
 	grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName:      roleRead,
 	grpc_reflection_v1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: roleRead,
