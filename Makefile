@@ -45,8 +45,8 @@ CELLS ?=
 GUESTS ?= all
 BOOTS ?= 5
 # The lab's own limits; an emulated host is slow, with a debug kernel more so.
-LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,32m)
-TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,30m)
+LAB_TIMEOUT ?= $(if $(filter debug,$(HOST)),80m,48m)
+TEST_TIMEOUT ?= $(if $(filter debug,$(HOST)),75m,45m)
 
 B := build
 # What the lab's host sees at /frail. Hosts of both vendors may run at the same time.

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -116,7 +117,8 @@ type result struct {
 	cell
 	release string // of the host's kernel
 	output
-	err error // of the lab, or make's exit status
+	err  error         // of the lab, or make's exit status
+	took time.Duration // with the building of what it needs
 }
 
 // parallel is how many cells run at once: an emulator keeps one processor busy.
@@ -128,7 +130,11 @@ func runAll(ctx context.Context, selected []cell) []*result {
 	for i, c := range selected {
 		results[i] = &result{cell: c}
 	}
-	schedule(results, func(r *result) { r.err = r.make(ctx) })
+	schedule(results, func(r *result) {
+		start := time.Now()
+		r.err = r.make(ctx)
+		r.took = time.Since(start)
+	})
 	return results
 }
 
@@ -212,15 +218,15 @@ func (r *result) problem() string {
 // why, comes last, where it is still seen of a long output.
 func writeTables(w io.Writer, results []*result) {
 	writeReports(w, results)
-	fmt.Fprintf(w, "\n| host | kernel | vendor | target | passed | failed | skipped | result |\n|%s\n", strings.Repeat(" --- |", 8))
+	fmt.Fprintf(w, "\n| host | kernel | vendor | target | passed | failed | skipped | min | result |\n|%s\n", strings.Repeat(" --- |", 9))
 	var skips, fails strings.Builder
 	for _, r := range results {
 		problem := r.problem()
 		if problem == "" {
 			problem = "passed"
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %d | %d | %d | %s |\n", r.host, r.release, r.vendor, r.target,
-			len(r.ended(passed)), len(r.ended(failed)), len(r.ended(skipped)), problem)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %d | %d | %d | %.1f | %s |\n", r.host, r.release, r.vendor, r.target,
+			len(r.ended(passed)), len(r.ended(failed)), len(r.ended(skipped)), r.took.Minutes(), problem)
 		if names := r.ended(skipped); len(names) > 0 {
 			fmt.Fprintf(&skips, "%s: %s: %s\n", r.cell, skipped, strings.Join(names, ", "))
 		}

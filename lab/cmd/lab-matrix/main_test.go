@@ -20,7 +20,7 @@ func recorded(t *testing.T, name string) *result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &result{cell: cell{"bookworm", "amd", "lab-proof"}, release: "6.1.0-56-amd64"}
+	r := &result{cell: cell{"bookworm", "amd", "lab-proof"}, release: "6.1.0-56-amd64", took: 450 * time.Second}
 	l := &lines{each: r.output.read}
 	for part := range slices.Chunk(data, 100) {
 		l.Write(part)
@@ -109,8 +109,8 @@ func TestTables(t *testing.T) {
 	bad := recorded(t, "testdata/failed.txt")
 	writeTables(&b, []*result{recorded(t, "testdata/passed.txt"), bad})
 	for _, want := range []string{
-		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 15 | 0 | 0 | passed |\n",
-		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 3 | 3 | 1 | failed: 3 tests |\n",
+		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 15 | 0 | 0 | 7.5 | passed |\n",
+		"| bookworm | 6.1.0-56-amd64 | amd | lab-proof | 3 | 3 | 1 | 7.5 | failed: 3 tests |\n",
 		"bookworm/amd/lab-proof: FAIL: TestNewKernel\n",
 		"bookworm/amd/lab-proof: FAIL: TestNewKernel/reset/nokaslr\n\tkernels_test.go:53: wait for the guest: limit of 3m0s; its console:\n",
 		"bookworm/amd/lab-proof: FAIL: TestNewKernel/kexec/nokaslr\n\tkernels_test.go:59: generation 1, want 2\n\tkernels_test.go:61: ",
