@@ -89,7 +89,7 @@ unit: deps lab-guest ## the tests that need no emulated host: units, BPF on this
 fuzz: ## run every fuzz target for FUZZTIME, two at a time
 	@grep -r --include='*_test.go' --exclude-dir=build '^func Fuzz' . | \
 		sed 's|^\(.*\)/[^/]*:func \(Fuzz[A-Za-z0-9_]*\).*|\1 \2|' | sort | \
-		xargs -P 2 -n 2 sh -c 'exec $(GO) test -tags $(TAGS) -run "^$$" -fuzz "^$$2$$" -parallel 1 -fuzztime $(FUZZTIME) "$$1"' fuzz
+		xargs -P 2 -n 2 sh -c 'exec $(GO) test -tags $(TAGS) -run "^$$" -fuzz "^$$2$$" -parallel 1 -fuzzminimizetime 1s -fuzztime $(FUZZTIME) "$$1"' fuzz
 
 test: lint unit fuzz ## every test of a change: make lab-matrix without arguments has more hosts
 	@$(MAKE) --no-print-directory lab-matrix CELLS="bookworm trixie/amd/lab-proof"

@@ -3,6 +3,7 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"strings"
@@ -187,11 +188,43 @@ func TestSmallKernel(t *testing.T) {
 	}
 }
 
-// fuzzKernel adds the small kernel to a fuzz target's corpus: all that is in its image.
-func fuzzKernel(f *testing.F) smallKernel {
+// patchLen is the length of a patch: what to do, 16 bits of where, 16 bits of with what.
+const patchLen = 5
+
+// withPatches returns the image's structures with patches made one after the other. Inputs that
+// are patches are small, so they are quick to make and to minimise, and most of what they
+// give is still a kernel.
+func withPatches(structures, patches []byte) []byte {
+	structures = bytes.Clone(structures)
+	for ; len(patches) >= patchLen; patches = patches[patchLen:] {
+		at := int(binary.LittleEndian.Uint16(patches[1:])) % (len(structures) - 8)
+		value := binary.LittleEndian.Uint16(patches[3:])
+		word := structures[at:]
+		switch op := patches[0]; op % 4 {
+		case 0: // a pointer into the structures
+			binary.LittleEndian.PutUint64(word, kernelInit+uint64(value))
+		case 1: // a pointer or number not far from what was there
+			binary.LittleEndian.PutUint64(word, binary.LittleEndian.Uint64(word)+uint64(int16(value)))
+		case 2: // a small number, or one that is as large as can be
+			binary.LittleEndian.PutUint64(word, uint64(int16(value)))
+		case 3: // a part of a word
+			binary.LittleEndian.PutUint16(word[op/4%4*2:], value)
+		}
+	}
+	return structures
+}
+
+// fuzzKernel returns a function that makes patches in the small kernel's memory, and seeds
+// the corpus with one patch of each structure.
+func fuzzKernel(f *testing.F) (smallKernel, func(patches []byte)) {
 	k := newKernel()
-	f.Add(append([]byte(nil), k.image[:kernelEnd-imageStart]...))
-	return k
+	structures := k.image[:kernelEnd-imageStart]
+	whole := bytes.Clone(structures)
+	f.Add([]byte{})
+	for at := 0; at < len(whole); at += 0x400 {
+		f.Add([]byte{byte(at >> 10), byte(at), byte(at >> 8), 8, 4})
+	}
+	return k, func(patches []byte) { copy(structures, withPatches(whole, patches)) }
 }
 
 // limited fails when what runs meanwhile takes too long for what little it reads.
@@ -207,10 +240,9 @@ func limited(t *testing.T) (context.Context, func()) {
 }
 
 func FuzzProcesses(f *testing.F) {
-	k := fuzzKernel(f)
-	f.Fuzz(func(t *testing.T, image []byte) {
-		clear(k.image)
-		copy(k.image, image)
+	k, patch := fuzzKernel(f)
+	f.Fuzz(func(t *testing.T, patches []byte) {
+		patch(patches)
 		ctx, done := limited(t)
 		defer done()
 		processes, err := k.l.Processes(ctx, k.mem)
@@ -231,10 +263,9 @@ func FuzzProcesses(f *testing.F) {
 }
 
 func FuzzKernelLog(f *testing.F) {
-	k := fuzzKernel(f)
-	f.Fuzz(func(t *testing.T, image []byte) {
-		clear(k.image)
-		copy(k.image, image)
+	k, patch := fuzzKernel(f)
+	f.Fuzz(func(t *testing.T, patches []byte) {
+		patch(patches)
 		ctx, done := limited(t)
 		defer done()
 		for rec, err := range k.l.readLog(ctx, k.mem, kernelPrb) {
