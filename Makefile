@@ -157,7 +157,7 @@ lab-module: deps ## build frail.ko, and a livepatch for the tests, for the lab's
 lab-files: build small-files
 	@rm -rf $H/lab/root
 	@$(MAKE) --no-print-directory -s install DESTDIR=$H/lab/root KO=$H/lab/frail.ko RELEASE=$$($(LAB) release)
-	@install -m 0755 lab/install.sh lab/demo.sh $H/lab/
+	@install -m 0755 lab/install.sh $H/lab/
 	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
 	@CGO_ENABLED=0 $(GO) test -c -tags lab -o $H/lab/e2e.test ./lab/e2e
 
@@ -198,14 +198,15 @@ lab-matrix: ## run the tests on every host and print what became of them (CELLS=
 
 # What the lab's host needs to be one where Frail is installed from packages.
 packages-files: deps
-	@packaging/deb.sh repo $(HOST)
+	@packaging/deb.sh repo $(HOST) $(NEXT)
 	@$(LAB) guest $H/guest >/dev/null
 	@mkdir -p $H/lab $H/docs
 	@CGO_ENABLED=0 $(GO) build -o $H/lab/ ./lab/cmd/lab-guest
 	@install -m 0644 -t $H README.md
 	@install -m 0644 -t $H/docs docs/*.md
-	@install -m 0755 -t $H/lab lab/packages.sh
+	@install -m 0755 -t $H/lab lab/packages.sh lab/repo.sh lab/demo.sh
 
+lab-packages: NEXT := next
 lab-packages: packages-files ## install, upgrade and purge the packages on the lab's host as the documents say, with guests (HOST=name)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/packages.sh
 
@@ -227,7 +228,7 @@ bench-layout: deps ## print how long it takes to find a guest kernel's layout, a
 	@for host in bookworm trixie sid; do $(GO) run ./lab/cmd/lab --host $$host guest $B/hosts/$$host/guest >/dev/null || exit 1; done
 	@$(GO) test -tags $(TAGS) -timeout $(TEST_TIMEOUT) -run '^$$' -bench '^BenchmarkResolve$$' -benchtime 1x ./qmp/layout
 
-demo: lab-files ## boot the lab's host and show a guest's system calls live
+demo: packages-files ## install the packages on the lab's host and show a guest's system calls live
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/demo.sh
 
 clean: ## remove what was built here; the lab's images stay in their cache

@@ -1,12 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# What "make demo" runs on the lab's host: an enabled guest is started with
-# virsh, and its system calls are shown as they happen.
+# What "make demo" runs on the lab's host, which has nothing of Frail: the packages are
+# installed, an enabled guest is started with virsh, and its system calls are shown as they
+# happen.
 set -eu
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 
-/frail/lab/install.sh
+say "apt install ./*.deb"
+/frail/lab/repo.sh
+export DEBIAN_FRONTEND=noninteractive
+apt-get --quiet --quiet --yes install /frail/repo/this/*.deb >/tmp/install 2>&1 || {
+	cat /tmp/install >&2
+	exit 1
+}
+dpkg-query --show 'frail*'
+
 say "frail doctor"
 frail doctor
 

@@ -92,11 +92,7 @@ becomes() {
 
 qemu_of() { cat "/run/libvirt/qemu/$1.pid"; }
 
-# The packages and what they need, from files: this host has no network.
-rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*
-echo "deb [trusted=yes] file:/frail/repo/debian ./" >/etc/apt/sources.list
-logged apt-get update
-rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap
+logged /frail/lab/repo.sh
 [ -z "$(find /etc /usr /var -xdev -name 'frail*' ! -name 'frail-lab*')" ] || fail "this host has something of Frail"
 /frail/lab/lab-guest start other
 version=$(dpkg-deb --field /frail/repo/this/frail_*.deb Version | sed 's/-.*//')

@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# deb.sh build|check|test [SUITE]|repo HOST: Debian packages of this tree, built in a Debian 12 of
+# deb.sh build|check|test [SUITE]|repo HOST [next]: Debian packages of this tree, built in a Debian 12 of
 # which nothing but packages is known and that has no network, and tried there or in a SUITE.
 # What it makes is in build/deb; repo leaves what the lab's HOST installs from in
-# build/hosts/HOST/repo.
+# build/hosts/HOST/repo, with packages of the next version too if asked to.
 set -eu
 cd "$(dirname "$0")/.."
 . packaging/common.sh
@@ -72,19 +72,22 @@ test)
 	;;
 repo)
 	build "${out%/*}" deb "$version" /mnt/go-cache
-	build "${out%/*}" deb-next "$next" /mnt/go-cache
 	repo=build/hosts/$2/repo
 	rm -rf "$repo"
-	mkdir -p "$repo/this" "$repo/next"
+	mkdir -p "$repo/this"
 	cp "$out"/*.deb "$repo/this/"
-	cp "$out-next"/*.deb "$repo/next/"
+	if [ "${3:-}" = next ]; then
+		build "${out%/*}" deb-next "$next" /mnt/go-cache
+		mkdir "$repo/next"
+		cp "$out-next"/*.deb "$repo/next/"
+	fi
 	host=$(go run ./lab/cmd/lab --host "$2" host-image)
 	fetch "$host/root" "$repo/debian" "$PWD/$repo"/this/*.deb
 	root=$(go run ./lab/cmd/lab debian deb-build $suite $build_packages)
-	inside "$root" "$PWD/$repo" 'cd /mnt; for dir in this next debian; do (cd $dir && dpkg-scanpackages --multiversion . >Packages 2>/dev/null); done'
+	inside "$root" "$PWD/$repo" 'cd /mnt; for dir in *; do (cd $dir && dpkg-scanpackages --multiversion . >Packages 2>/dev/null); done'
 	;;
 *)
-	echo "usage: deb.sh build|check|test [SUITE]|repo HOST" >&2
+	echo "usage: deb.sh build|check|test [SUITE]|repo HOST [next]" >&2
 	exit 1
 	;;
 esac
