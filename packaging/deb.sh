@@ -91,12 +91,11 @@ firmware)
 	signing=$PWD/build/hosts/$2/signing
 	mkdir -p "$signing"
 	root=$(go run ./lab/cmd/lab debian firmware trixie openssl ovmf python3-virt-firmware)
-	# The platform key's owner may be anybody; this is Debian's tools' own.
 	inside "$root" "$signing" "cd /mnt
 		openssl req -new -x509 -newkey rsa:2048 -nodes -days 3650 -subj '/CN=a key of the firmware/' -keyout mok.key -outform DER -out mok.pub
 		openssl x509 -inform DER -in mok.pub -out mok.pem
 		cp /usr/share/OVMF/OVMF_CODE_4M.fd code.fd
-		virt-fw-vars --input /usr/share/OVMF/OVMF_VARS_4M.fd --output vars.fd --add-db \$(uuidgen) mok.pem" >/dev/null 2>"$signing/log" || {
+		virt-fw-vars --input /usr/share/OVMF/OVMF_VARS_4M.fd --output vars.fd --add-db \$(cat /proc/sys/kernel/random/uuid) mok.pem" >/dev/null 2>"$signing/log" || {
 		cat "$signing/log" >&2
 		exit 1
 	}
