@@ -210,6 +210,11 @@ lab-packages: NEXT := next
 lab-packages: packages-files ## install, upgrade and purge the packages on the lab's host as the documents say, with guests (HOST=name)
 	@$(LAB) run --timeout $(LAB_TIMEOUT) -- /frail/lab/packages.sh
 
+lab-signing: packages-files ## install the packages on a lab's host that takes signed modules only (HOST=name)
+	@packaging/deb.sh firmware $(HOST)
+	@install -m 0755 -t $H/lab lab/signing.sh
+	@$(LAB) run --timeout $(LAB_TIMEOUT) --cmdline module.sig_enforce=1 --firmware $H/signing -- /frail/lab/signing.sh
+
 lab-selftests: small-files ## run the kernel's x86 self-tests in traced and in untraced guests (HOST=name VENDOR=amd|intel ONLY=pattern WITHOUT=pattern)
 	@selftests=$$($(LAB) selftests) && $(SMALL) --file "$$selftests=selftests" -- '$(PROOF_TEST) -limit $(PROOF_TIMEOUT) -test.run TestSelftests -only "$(ONLY)" -without "$(WITHOUT)"'
 
@@ -236,4 +241,4 @@ clean: ## remove what was built here; the lab's images stay in their cache
 	$(MAKE) -C kmod clean
 
 .PHONY: all help deps build kmod generate lint unit fuzz test install install-dkms sbom deb deb-check deb-test rpm rpm-check rpm-test clean \
-	lab-image lab-guest lab-module lab-files small-files packages-files lab-small lab-shell lab-test lab-packages lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo
+	lab-image lab-guest lab-module lab-files small-files packages-files lab-small lab-shell lab-test lab-packages lab-signing lab-proof lab-matrix lab-selftests lab-cost guests bench bench-layout demo

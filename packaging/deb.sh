@@ -1,10 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# deb.sh build|check|test [SUITE]|repo HOST [next]: Debian packages of this tree, built in a Debian 12 of
+# deb.sh build|check|test [SUITE]|repo HOST [next]|firmware HOST: Debian packages of this tree, built in a Debian 12 of
 # which nothing but packages is known and that has no network, and tried there or in a SUITE.
 # What it makes is in build/deb; repo leaves what the lab's HOST installs from in
-# build/hosts/HOST/repo, with packages of the next version too if asked to.
+# build/hosts/HOST/repo, with packages of the next version too if asked to; firmware
+# leaves in build/hosts/HOST/signing a key, and UEFI firmware that has its certificate.
 set -eu
 cd "$(dirname "$0")/.."
 . packaging/common.sh
@@ -86,8 +87,21 @@ repo)
 	root=$(go run ./lab/cmd/lab debian deb-build $suite $build_packages)
 	inside "$root" "$PWD/$repo" 'cd /mnt; for dir in *; do (cd $dir && dpkg-scanpackages --multiversion . >Packages 2>/dev/null); done'
 	;;
+firmware)
+	signing=$PWD/build/hosts/$2/signing
+	mkdir -p "$signing"
+	root=$(go run ./lab/cmd/lab debian firmware trixie openssl ovmf python3-virt-firmware)
+	inside "$root" "$signing" "cd /mnt
+		openssl req -new -x509 -newkey rsa:2048 -nodes -days 3650 -subj '/CN=a key of the firmware/' -keyout mok.key -outform DER -out mok.pub
+		openssl x509 -inform DER -in mok.pub -out mok.pem
+		cp /usr/share/OVMF/OVMF_CODE_4M.fd code.fd
+		virt-fw-vars --input /usr/share/OVMF/OVMF_VARS_4M.fd --output vars.fd --add-db \$(cat /proc/sys/kernel/random/uuid) mok.pem" >/dev/null 2>"$signing/log" || {
+		cat "$signing/log" >&2
+		exit 1
+	}
+	;;
 *)
-	echo "usage: deb.sh build|check|test [SUITE]|repo HOST [next]" >&2
+	echo "usage: deb.sh build|check|test [SUITE]|repo HOST [next]|firmware HOST" >&2
 	exit 1
 	;;
 esac

@@ -122,12 +122,31 @@ func (s system) signature() *api.Check {
 		c.Detail = only + ", /" + name + " is not signed"
 		c.Fix = "sign it: with mokutil and openssl installed, dkms install --force frail does; " + enrol
 	default:
+		c.Detail = only + "; /" + name + " is signed"
+		if rejection := s.rejection(); rejection != "" {
+			c.Detail += ", the kernel's log says: " + rejection
+			c.Fix = enrol
+			return c
+		}
 		// Only the kernel knows the keys that it trusts.
 		c.Optional = true
-		c.Detail = only + "; /" + name + " is signed, but not loaded"
+		c.Detail += ", but not loaded"
 		c.Fix = "modprobe frail; if the key is rejected, " + enrol
 	}
 	return c
+}
+
+// rejection returns the last message of the kernel's log that a module's key is not one
+// that it trusts; the message does not say which module.
+func (s system) rejection() string {
+	last := ""
+	for line := range strings.Lines(string(s.kmsg())) {
+		_, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ";")
+		if strings.HasPrefix(text, "Loading of module with unavailable key is rejected") {
+			last = text
+		}
+	}
+	return last
 }
 
 // isSigned reports whether a module has a signature, by whatever key.

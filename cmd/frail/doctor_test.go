@@ -142,6 +142,8 @@ func TestDoctorChecks(t *testing.T) {
 		{"Secure Boot alone", system.signature, with(kernel, map[string]string{secureBootVariable: "\x06\x00\x00\x00\x01"}), pass, "in spite of Secure Boot"},
 		{"unsigned", system.signature, with(enforced, map[string]string{dir + "updates/dkms/frail.ko": "\x7fELF"}), fail, "is not signed"},
 		{"signed, not loaded", system.signature, with(enforced, map[string]string{dir + "updates/dkms/frail.ko": "\x7fELF" + signatureMark}), warn, "mokutil"},
+		{"signed with a key nobody knows", system.signature, with(enforced, map[string]string{dir + "updates/dkms/frail.ko": "\x7fELF" + signatureMark,
+			"dev/kmsg": "5,901,1,-;Loading of module with unavailable key is rejected\n"}), fail, "unavailable key is rejected"},
 		{"signed and loaded", system.signature, with(enforced, map[string]string{"sys/module/frail/": ""}), pass, "took this one"},
 		{"locked down", system.signature, locked, fail, "(lockdown, Secure Boot); there is no frail.ko"},
 

@@ -68,6 +68,10 @@ type Config struct {
 	// Cmdline is words for the end of the host kernel's command line.
 	Cmdline string
 
+	// Firmware is a directory with UEFI firmware, code.fd, and its variables,
+	// vars.fd, which a boot does not change; empty: the host has a BIOS.
+	Firmware string
+
 	// Log takes one line per step; nil discards them.
 	Log io.Writer
 }
@@ -92,6 +96,11 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) args(extra ...string) []string {
+	if c.Firmware != "" {
+		extra = append(extra,
+			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+filepath.Join(c.Firmware, "code.fd"),
+			"-drive", "if=pflash,format=raw,unit=1,snapshot=on,file="+filepath.Join(c.Firmware, "vars.fd"))
+	}
 	return append([]string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt",

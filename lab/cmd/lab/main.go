@@ -154,7 +154,7 @@ func newDebian() *cobra.Command {
 
 func newRun(name *string) *cobra.Command {
 	var limit time.Duration
-	var results, cmdline string
+	var results, cmdline, firmware string
 	var cpus int
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARGUMENT...]",
@@ -170,7 +170,7 @@ results directory. Nothing the command does to the host's disk survives.`,
 			if err != nil {
 				return err
 			}
-			cfg.CPUs, cfg.Cmdline = cpus, cmdline
+			cfg.CPUs, cfg.Cmdline, cfg.Firmware = cpus, cmdline, firmware
 			script := args[0]
 			if len(args) > 1 {
 				script = quote(args)
@@ -192,6 +192,7 @@ results directory. Nothing the command does to the host's disk survives.`,
 	cmd.Flags().DurationVar(&limit, "timeout", 10*time.Minute, "end the host if the command takes longer")
 	cmd.Flags().IntVar(&cpus, "cpus", 1, "CPUs of the host; more than one is unreliable under emulation")
 	cmd.Flags().StringVar(&cmdline, "cmdline", "", "words for the host kernel's command line")
+	cmd.Flags().StringVar(&firmware, "firmware", "", "directory with UEFI firmware, code.fd and vars.fd (default: a BIOS)")
 	cmd.Flags().StringVar(&results, "results", "", "directory for results (default: a new one in build/lab/runs)")
 	return cmd
 }
