@@ -25,6 +25,23 @@ type traceFrailArm struct {
 	Pad     uint32
 }
 
+type traceFrailData struct {
+	_     structs.HostLayout
+	Head  traceFrailEvent
+	Exit  uint32
+	Len   uint32
+	Piece [4]traceFrailPiece
+	Bytes [1024]uint8
+}
+
+type traceFrailDataSpec struct {
+	_       structs.HostLayout
+	Size    uint32
+	Pad     uint32
+	Calls64 [548]traceFrailReads
+	Calls32 [548]traceFrailReads
+}
+
 type traceFrailEntry uint32
 
 const (
@@ -87,6 +104,7 @@ const (
 	traceFrailEventKindFRAIL_EVENT_EXIT     traceFrailEventKind = 2
 	traceFrailEventKindFRAIL_EVENT_COVERAGE traceFrailEventKind = 3
 	traceFrailEventKindFRAIL_EVENT_PROCESS  traceFrailEventKind = 4
+	traceFrailEventKindFRAIL_EVENT_DATA     traceFrailEventKind = 5
 )
 
 type traceFrailExePrefix struct {
@@ -167,6 +185,7 @@ const (
 	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1085818370
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 	traceFrailIoctlFRAIL_IOC_DESCRIBE   traceFrailIoctl = 17924
+	traceFrailIoctlFRAIL_IOC_SET_DATA   traceFrailIoctl = 17925
 )
 
 type traceFrailLayout struct {
@@ -235,6 +254,21 @@ const (
 	traceFrailMatchFRAIL_MATCH_EXCEPT traceFrailMatch = 2
 )
 
+type traceFrailPiece struct {
+	_     structs.HostLayout
+	Arg   uint8
+	Kind  uint8
+	Flags uint16
+	Len   uint32
+}
+
+type traceFrailPieceFlags uint32
+
+const (
+	traceFrailPieceFlagsFRAIL_PIECE_CUT   traceFrailPieceFlags = 1
+	traceFrailPieceFlagsFRAIL_PIECE_FAULT traceFrailPieceFlags = 2
+)
+
 type traceFrailProcess struct {
 	_      structs.HostLayout
 	Head   traceFrailEvent
@@ -264,6 +298,34 @@ const (
 	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP      traceFrailProcessFlags = 128
 	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT  traceFrailProcessFlags = 256
 )
+
+type traceFrailRead struct {
+	_     structs.HostLayout
+	Kind  uint8
+	Arg   uint8
+	Count uint8
+	Exit  uint8
+	Unit  uint16
+	Max   uint16
+}
+
+type traceFrailReadKind uint32
+
+const (
+	traceFrailReadKindFRAIL_READ_NONE     traceFrailReadKind = 0
+	traceFrailReadKindFRAIL_READ_STRING   traceFrailReadKind = 1
+	traceFrailReadKindFRAIL_READ_BYTES    traceFrailReadKind = 2
+	traceFrailReadKindFRAIL_READ_COUNTED  traceFrailReadKind = 3
+	traceFrailReadKindFRAIL_READ_RETURNED traceFrailReadKind = 4
+	traceFrailReadKindFRAIL_READ_POINTED  traceFrailReadKind = 5
+	traceFrailReadKindFRAIL_READ_STRINGS  traceFrailReadKind = 6
+	traceFrailReadKindFRAIL_READ_VECTOR   traceFrailReadKind = 7
+)
+
+type traceFrailReads struct {
+	_    structs.HostLayout
+	Read [4]traceFrailRead
+}
 
 type traceFrailRefusal uint32
 
@@ -328,6 +390,8 @@ const (
 	traceProgGuestSysEnter  = "guest_sys_enter"
 	traceProgGuestSysExit   = "guest_sys_exit"
 	traceVarAbiArm          = "abi_arm"
+	traceVarAbiData         = "abi_data"
+	traceVarAbiDataSpec     = "abi_data_spec"
 	traceVarAbiEntry        = "abi_entry"
 	traceVarAbiEvent        = "abi_event"
 	traceVarAbiEventArgs    = "abi_event_args"
@@ -343,8 +407,10 @@ const (
 	traceVarAbiLimits       = "abi_limits"
 	traceVarAbiLoss         = "abi_loss"
 	traceVarAbiMatch        = "abi_match"
+	traceVarAbiPieceFlags   = "abi_piece_flags"
 	traceVarAbiProcess      = "abi_process"
 	traceVarAbiProcessFlags = "abi_process_flags"
+	traceVarAbiReadKind     = "abi_read_kind"
 	traceVarAbiRefusal      = "abi_refusal"
 	traceVarAbiStatus       = "abi_status"
 	traceVarAbiTable        = "abi_table"
@@ -423,6 +489,8 @@ type traceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceVariableSpecs struct {
 	AbiArm          *ebpf.VariableSpec `ebpf:"abi_arm"`
+	AbiData         *ebpf.VariableSpec `ebpf:"abi_data"`
+	AbiDataSpec     *ebpf.VariableSpec `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.VariableSpec `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiEventArgs    *ebpf.VariableSpec `ebpf:"abi_event_args"`
@@ -438,8 +506,10 @@ type traceVariableSpecs struct {
 	AbiLimits       *ebpf.VariableSpec `ebpf:"abi_limits"`
 	AbiLoss         *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiMatch        *ebpf.VariableSpec `ebpf:"abi_match"`
+	AbiPieceFlags   *ebpf.VariableSpec `ebpf:"abi_piece_flags"`
 	AbiProcess      *ebpf.VariableSpec `ebpf:"abi_process"`
 	AbiProcessFlags *ebpf.VariableSpec `ebpf:"abi_process_flags"`
+	AbiReadKind     *ebpf.VariableSpec `ebpf:"abi_read_kind"`
 	AbiRefusal      *ebpf.VariableSpec `ebpf:"abi_refusal"`
 	AbiStatus       *ebpf.VariableSpec `ebpf:"abi_status"`
 	AbiTable        *ebpf.VariableSpec `ebpf:"abi_table"`
@@ -504,6 +574,8 @@ func (m *traceMaps) Close() error {
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceVariables struct {
 	AbiArm          *ebpf.Variable `ebpf:"abi_arm"`
+	AbiData         *ebpf.Variable `ebpf:"abi_data"`
+	AbiDataSpec     *ebpf.Variable `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.Variable `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.Variable `ebpf:"abi_event"`
 	AbiEventArgs    *ebpf.Variable `ebpf:"abi_event_args"`
@@ -519,8 +591,10 @@ type traceVariables struct {
 	AbiLimits       *ebpf.Variable `ebpf:"abi_limits"`
 	AbiLoss         *ebpf.Variable `ebpf:"abi_loss"`
 	AbiMatch        *ebpf.Variable `ebpf:"abi_match"`
+	AbiPieceFlags   *ebpf.Variable `ebpf:"abi_piece_flags"`
 	AbiProcess      *ebpf.Variable `ebpf:"abi_process"`
 	AbiProcessFlags *ebpf.Variable `ebpf:"abi_process_flags"`
+	AbiReadKind     *ebpf.Variable `ebpf:"abi_read_kind"`
 	AbiRefusal      *ebpf.Variable `ebpf:"abi_refusal"`
 	AbiStatus       *ebpf.Variable `ebpf:"abi_status"`
 	AbiTable        *ebpf.Variable `ebpf:"abi_table"`
