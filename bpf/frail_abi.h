@@ -33,7 +33,7 @@
 /* System calls of a table that memory can be read of: numbers below this. */
 #define FRAIL_DATA_CALLS 548
 
-/* x32 calls are those of SYSCALL with this bit in their number. */
+/* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
 #define FRAIL_X32_BIT 0x40000000
 
 /* An offset of a struct frail_layout that is not known. */
@@ -49,7 +49,6 @@ enum frail_event_kind {
 	FRAIL_EVENT_EXIT = 2,	/* a system call returned */
 	FRAIL_EVENT_COVERAGE = 3,	/* which entries of the VM trap has changed */
 	FRAIL_EVENT_PROCESS = 4,	/* who a thread is, a struct frail_process */
-	FRAIL_EVENT_DATA = 5,	/* what arguments of a call point to, a struct frail_data */
 };
 
 /*
@@ -82,6 +81,8 @@ enum frail_event_flags {
 	FRAIL_EVENT_RET = 4,
 	/* An exit that is told at its thread's next call; when it returned is not known. */
 	FRAIL_EVENT_DEFERRED = 8,
+	/* The event is the head of a struct frail_data. */
+	FRAIL_EVENT_DATA = 16,
 };
 
 /**
@@ -225,8 +226,9 @@ struct frail_reads {
  * @calls64: of the calls of x86-64, by number, x32 calls too
  * @calls32: of the calls of i386
  *
- * From then on arguments are followed, for whoever attaches to guest_sys_data. All
- * zero: none are.
+ * From then on events of these calls are told with what their arguments point to, to
+ * everybody who listens; a deferred exit never is. Without any read: no event is. EINVAL:
+ * a bad size, or a read that no call can have.
  */
 struct frail_data_spec {
 	__u32 size;
@@ -243,7 +245,7 @@ enum frail_piece_flags {
 /**
  * struct frail_piece - what an argument leads to
  * @arg: which argument it is
- * @kind: enum frail_read_kind; FRAIL_READ_NONE: the piece is not used
+ * @kind: enum frail_read_kind; FRAIL_READ_NONE: the piece is not used, nor any after it
  * @flags: enum frail_piece_flags
  * @len: how many bytes of frail_data.bytes it has; pieces follow each other
  */
@@ -255,21 +257,21 @@ struct frail_piece {
 };
 
 /**
- * struct frail_data - what arguments of a call point to
- * @head: the event of the call's entry or return, but for kind, FRAIL_EVENT_DATA, and
- *	ret: which of the two it is is told by @exit
- * @exit: 1: as the call returned
+ * struct frail_data - an event with what arguments of its call point to
+ * @head: the event, with FRAIL_EVENT_DATA
  * @len: bytes that are used of @bytes
+ * @pad: zero
  * @piece: whose bytes they are
- * @bytes: the guest's memory; what is behind @len has no meaning
+ * @bytes: the guest's memory; nothing is behind @len
  *
- * Told right before the event itself, on the same vCPU. The guest's other threads can
- * change its memory between Frail's reading and its own kernel's.
+ * Read when the call is made, or when it has returned, as the thread's own page table has
+ * it and with a user's rights. Other threads of the guest can change it between this and
+ * their kernel's own reading.
  */
 struct frail_data {
 	struct frail_event head;
-	__u32 exit;
 	__u32 len;
+	__u32 pad;
 	struct frail_piece piece[FRAIL_READS];
 	__u8 bytes[FRAIL_DATA_LEN];
 };

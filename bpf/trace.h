@@ -15,9 +15,6 @@
  */
 #define FRAIL_SYSCALLS 1024
 
-/* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
-#define FRAIL_X32_BIT 0x40000000
-
 /* Thread names, user ids and ranges of return values one filter can hold. */
 #define FRAIL_MAX_COMMS 64
 #define FRAIL_MAX_UIDS 64

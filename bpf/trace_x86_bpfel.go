@@ -28,8 +28,8 @@ type traceFrailArm struct {
 type traceFrailData struct {
 	_     structs.HostLayout
 	Head  traceFrailEvent
-	Exit  uint32
 	Len   uint32
+	Pad   uint32
 	Piece [4]traceFrailPiece
 	Bytes [1024]uint8
 }
@@ -95,6 +95,7 @@ const (
 	traceFrailEventFlagsFRAIL_EVENT_NR       traceFrailEventFlags = 2
 	traceFrailEventFlagsFRAIL_EVENT_RET      traceFrailEventFlags = 4
 	traceFrailEventFlagsFRAIL_EVENT_DEFERRED traceFrailEventFlags = 8
+	traceFrailEventFlagsFRAIL_EVENT_DATA     traceFrailEventFlags = 16
 )
 
 type traceFrailEventKind uint32
@@ -104,7 +105,6 @@ const (
 	traceFrailEventKindFRAIL_EVENT_EXIT     traceFrailEventKind = 2
 	traceFrailEventKindFRAIL_EVENT_COVERAGE traceFrailEventKind = 3
 	traceFrailEventKindFRAIL_EVENT_PROCESS  traceFrailEventKind = 4
-	traceFrailEventKindFRAIL_EVENT_DATA     traceFrailEventKind = 5
 )
 
 type traceFrailExePrefix struct {
