@@ -34,6 +34,14 @@ type traceFrailData struct {
 	Bytes [1024]uint8
 }
 
+type traceFrailDataRoom uint32
+
+const (
+	traceFrailDataRoomFRAIL_DATA_SMALL  traceFrailDataRoom = 64
+	traceFrailDataRoomFRAIL_DATA_MEDIUM traceFrailDataRoom = 256
+	traceFrailDataRoomFRAIL_DATA_LARGE  traceFrailDataRoom = 1024
+)
+
 type traceFrailDataSpec struct {
 	_       structs.HostLayout
 	Size    uint32
@@ -138,6 +146,8 @@ type traceFrailFilter struct {
 	Follow         uint32
 	Unknown        uint32
 	Tell           uint32
+	Data           uint32
+	Pad            uint32
 	Comms          [64][2]uint64
 	Syscalls       [3][16]uint64
 	Errors         [64]uint64
@@ -377,10 +387,12 @@ const (
 	traceMapExecutables     = "executables"
 	traceMapFamily          = "family"
 	traceMapHeld            = "held"
+	traceMapHeldData        = "held_data"
 	traceMapLosses          = "losses"
 	traceMapPending         = "pending"
 	traceMapProcesses       = "processes"
 	traceMapRing            = "ring"
+	traceMapScratch         = "scratch"
 	traceMapTasks           = "tasks"
 	traceMapThreads         = "threads"
 	traceMapUnjudged        = "unjudged"
@@ -391,6 +403,7 @@ const (
 	traceProgGuestSysExit   = "guest_sys_exit"
 	traceVarAbiArm          = "abi_arm"
 	traceVarAbiData         = "abi_data"
+	traceVarAbiDataRoom     = "abi_data_room"
 	traceVarAbiDataSpec     = "abi_data_spec"
 	traceVarAbiEntry        = "abi_entry"
 	traceVarAbiEvent        = "abi_event"
@@ -474,10 +487,12 @@ type traceMapSpecs struct {
 	Executables  *ebpf.MapSpec `ebpf:"executables"`
 	Family       *ebpf.MapSpec `ebpf:"family"`
 	Held         *ebpf.MapSpec `ebpf:"held"`
+	HeldData     *ebpf.MapSpec `ebpf:"held_data"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
 	Pending      *ebpf.MapSpec `ebpf:"pending"`
 	Processes    *ebpf.MapSpec `ebpf:"processes"`
 	Ring         *ebpf.MapSpec `ebpf:"ring"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Tasks        *ebpf.MapSpec `ebpf:"tasks"`
 	Threads      *ebpf.MapSpec `ebpf:"threads"`
 	Unjudged     *ebpf.MapSpec `ebpf:"unjudged"`
@@ -490,6 +505,7 @@ type traceMapSpecs struct {
 type traceVariableSpecs struct {
 	AbiArm          *ebpf.VariableSpec `ebpf:"abi_arm"`
 	AbiData         *ebpf.VariableSpec `ebpf:"abi_data"`
+	AbiDataRoom     *ebpf.VariableSpec `ebpf:"abi_data_room"`
 	AbiDataSpec     *ebpf.VariableSpec `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.VariableSpec `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.VariableSpec `ebpf:"abi_event"`
@@ -541,10 +557,12 @@ type traceMaps struct {
 	Executables  *ebpf.Map `ebpf:"executables"`
 	Family       *ebpf.Map `ebpf:"family"`
 	Held         *ebpf.Map `ebpf:"held"`
+	HeldData     *ebpf.Map `ebpf:"held_data"`
 	Losses       *ebpf.Map `ebpf:"losses"`
 	Pending      *ebpf.Map `ebpf:"pending"`
 	Processes    *ebpf.Map `ebpf:"processes"`
 	Ring         *ebpf.Map `ebpf:"ring"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Tasks        *ebpf.Map `ebpf:"tasks"`
 	Threads      *ebpf.Map `ebpf:"threads"`
 	Unjudged     *ebpf.Map `ebpf:"unjudged"`
@@ -558,10 +576,12 @@ func (m *traceMaps) Close() error {
 		m.Executables,
 		m.Family,
 		m.Held,
+		m.HeldData,
 		m.Losses,
 		m.Pending,
 		m.Processes,
 		m.Ring,
+		m.Scratch,
 		m.Tasks,
 		m.Threads,
 		m.Unjudged,
@@ -575,6 +595,7 @@ func (m *traceMaps) Close() error {
 type traceVariables struct {
 	AbiArm          *ebpf.Variable `ebpf:"abi_arm"`
 	AbiData         *ebpf.Variable `ebpf:"abi_data"`
+	AbiDataRoom     *ebpf.Variable `ebpf:"abi_data_room"`
 	AbiDataSpec     *ebpf.Variable `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.Variable `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.Variable `ebpf:"abi_event"`
