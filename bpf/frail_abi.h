@@ -187,7 +187,10 @@ enum frail_read_kind {
 	FRAIL_READ_COUNTED = 3,	/* unit times what argument count says */
 	FRAIL_READ_RETURNED = 4,	/* unit times what the call returned */
 	FRAIL_READ_POINTED = 5,	/* as many bytes as the __u32 says that argument count points to */
-	/* Strings, each with its NUL, by an array of pointers that NULL ends. */
+	/*
+	 * Strings by an array of pointers that NULL ends, each with a NUL and a byte behind
+	 * it: 1 if the string was cut, or 0.
+	 */
 	FRAIL_READ_STRINGS = 6,
 	/*
 	 * An array of struct iovec, as many as argument count says: of each its base and

@@ -9,9 +9,15 @@
 #include "frail.h"
 #include "trace.h"
 
+/* The first number of a call that only x32 has. */
+#define FIRST_X32	512
+
 /* Strings of an array, and parts of a vector, that are read. */
 #define STRINGS_MAX	32
 #define PARTS_MAX	8
+
+/* What follows a string of an array: a NUL, and whether it was cut. */
+#define STRING_END	2
 
 /* Adds bytes of the guest to a piece: as many as there is room for and can be read. */
 static void add(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_piece *p, u64 addr,
@@ -72,7 +78,7 @@ static void add_string(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail
 	d->len = from - d->bytes + p->len - len;
 }
 
-/* An array of pointers to strings, 4 or 8 bytes each. */
+/* An array of pointers to strings, 4 or 8 bytes each, that NULL ends. */
 static void add_strings(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_piece *p, u64 addr,
 			unsigned int max, unsigned int word)
 {
@@ -87,13 +93,13 @@ static void add_strings(struct kvm_vcpu *vcpu, struct frail_data *d, struct frai
 		}
 		if (!at)
 			return;
-		if (d->len == FRAIL_DATA_LEN)
+		if (FRAIL_DATA_LEN - d->len < STRING_END)
 			break;
-		add_string(vcpu, d, p, at, max);
-		if (d->len == FRAIL_DATA_LEN)
-			break;
+		add_string(vcpu, d, p, at, min_t(unsigned int, max, FRAIL_DATA_LEN - d->len - STRING_END));
 		d->bytes[d->len++] = 0;
-		p->len++;
+		d->bytes[d->len++] = !!(p->flags & FRAIL_PIECE_CUT);
+		p->len += STRING_END;
+		p->flags &= ~FRAIL_PIECE_CUT;
 	}
 	p->flags |= FRAIL_PIECE_CUT;
 }
@@ -207,6 +213,8 @@ void frail_tell_data(struct kvm_vcpu *vcpu, const struct frail_event *ev,
 		     const struct frail_reads *reads, const u64 *args, bool code64)
 {
 	bool exit = ev->kind == FRAIL_EVENT_EXIT;
+	/* x32's own calls have structures of i386. */
+	bool narrow = !code64 || ((u32)ev->nr & ~FRAIL_X32_BIT) >= FIRST_X32;
 	struct frail_data d;
 	int i, pieces = 0;
 
@@ -222,7 +230,7 @@ void frail_tell_data(struct kvm_vcpu *vcpu, const struct frail_event *ev,
 		/* NULL is told as what it is, by the argument. */
 		if (read->exit != exit || !args[read->arg])
 			continue;
-		follow(vcpu, &d, &d.piece[pieces++], read, args, ev->ret, code64 ? 8 : 4);
+		follow(vcpu, &d, &d.piece[pieces++], read, args, ev->ret, narrow ? 4 : 8);
 	}
 	if (pieces)
 		d.head.flags |= FRAIL_EVENT_DATA;

@@ -38,6 +38,8 @@ type domain struct {
 	// kick has room for one: what there is to do is read from the fields below.
 	kick chan struct{}
 
+	readers readers
+
 	// tasks are the goroutines that wait and resolve; run waits for them at its end.
 	tasks sync.WaitGroup
 
