@@ -5,6 +5,7 @@
  */
 #include <linux/mm.h>
 #include <linux/uaccess.h>
+#include <asm/processor-flags.h>
 
 #include "frail.h"
 #include "trace.h"
@@ -18,6 +19,17 @@
 
 /* What follows a string of an array: a NUL, and whether it was cut. */
 #define STRING_END	2
+
+/*
+ * Reads memory of the guest's user: in the lower half of addresses, as its kernel would. An
+ * address that is not canonical is none, though the page table may lead somewhere.
+ */
+static bool read_user(struct kvm_vcpu *vcpu, u64 addr, void *buf, unsigned int len)
+{
+	u64 end = BIT_ULL(vcpu->arch.cr4 & X86_CR4_LA57 ? 56 : 47);
+
+	return addr < end && len <= end - addr && frail_read_user(vcpu, addr, buf, len);
+}
 
 /* Adds bytes of the guest to a piece: as many as there is room for and can be read. */
 static void add(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_piece *p, u64 addr,
@@ -34,11 +46,11 @@ static void add(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_piece 
 		return;
 	/* What is before a page that cannot be read is told. */
 	first = min_t(unsigned int, len, PAGE_SIZE - offset_in_page(addr));
-	if (!frail_read_user(vcpu, addr, to, first)) {
+	if (!read_user(vcpu, addr, to, first)) {
 		p->flags |= FRAIL_PIECE_FAULT;
 		return;
 	}
-	if (first < len && !frail_read_user(vcpu, addr + first, to + first, len - first)) {
+	if (first < len && !read_user(vcpu, addr + first, to + first, len - first)) {
 		p->flags |= FRAIL_PIECE_FAULT;
 		len = first;
 	}
@@ -87,7 +99,7 @@ static void add_strings(struct kvm_vcpu *vcpu, struct frail_data *d, struct frai
 	for (i = 0; i < STRINGS_MAX && !(p->flags & FRAIL_PIECE_FAULT); i++) {
 		u64 at = 0;
 
-		if (!frail_read_user(vcpu, addr + i * word, &at, word)) {
+		if (!read_user(vcpu, addr + i * word, &at, word)) {
 			p->flags |= FRAIL_PIECE_FAULT;
 			return;
 		}
@@ -120,8 +132,8 @@ static void add_vector(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail
 			p->flags |= FRAIL_PIECE_CUT;
 			return;
 		}
-		if (!frail_read_user(vcpu, addr + i * 2 * word, &part.base, word) ||
-		    !frail_read_user(vcpu, addr + (i * 2 + 1) * word, &part.len, word)) {
+		if (!read_user(vcpu, addr + i * 2 * word, &part.base, word) ||
+		    !read_user(vcpu, addr + (i * 2 + 1) * word, &part.len, word)) {
 			p->flags |= FRAIL_PIECE_FAULT;
 			return;
 		}
@@ -130,6 +142,7 @@ static void add_vector(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail
 		before = p->len;
 		/* That a part is cut is told by its length. */
 		add(vcpu, d, p, part.base, min_t(u64, part.len, max));
+		p->flags &= ~FRAIL_PIECE_CUT;
 		part.told = p->len - before;
 		memcpy(d->bytes + at, &part, sizeof(part));
 	}
@@ -160,7 +173,7 @@ static void follow(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_pie
 			 read->max);
 		break;
 	case FRAIL_READ_POINTED:
-		if (frail_read_user(vcpu, count, &pointed, sizeof(pointed)))
+		if (read_user(vcpu, count, &pointed, sizeof(pointed)))
 			add_some(vcpu, d, p, addr, pointed, read->max);
 		else
 			p->flags |= FRAIL_PIECE_FAULT;
@@ -181,21 +194,23 @@ static void follow(struct kvm_vcpu *vcpu, struct frail_data *d, struct frail_pie
  * @nr: the call's number
  * @code64: of x86-64's calls, or of i386's
  *
- * Return: the reads, or NULL.
+ * Return: the reads, or NULL if there are none.
  */
 const struct frail_reads *frail_reads_of(struct frail_vm *vm, struct kvm_vcpu *vcpu, s64 nr,
 					 bool code64)
 {
 	const struct frail_data_spec *spec = srcu_dereference(vm->data, &vcpu->kvm->srcu);
+	const struct frail_reads *reads;
 	u32 index = (u32)nr;
 
-	if (!spec)
+	if (likely(!spec))
 		return NULL;
 	if (code64)
 		index &= ~FRAIL_X32_BIT;
 	if (index >= FRAIL_DATA_CALLS)
 		return NULL;
-	return code64 ? &spec->calls64[index] : &spec->calls32[index];
+	reads = code64 ? &spec->calls64[index] : &spec->calls32[index];
+	return reads->read[0].kind == FRAIL_READ_NONE ? NULL : reads;
 }
 
 /**
@@ -232,10 +247,11 @@ void frail_tell_data(struct kvm_vcpu *vcpu, const struct frail_event *ev,
 			continue;
 		follow(vcpu, &d, &d.piece[pieces++], read, args, ev->ret, narrow ? 4 : 8);
 	}
-	if (pieces)
+	if (pieces) {
 		d.head.flags |= FRAIL_EVENT_DATA;
-	/* A reader that takes a little more than @len gets nothing of the host's. */
-	memset(d.bytes + d.len, 0, FRAIL_DATA_LEN - d.len);
+		/* A reader that takes a little more than @len gets nothing of the host's. */
+		memset(d.bytes + d.len, 0, FRAIL_DATA_LEN - d.len);
+	}
 	if (exit)
 		frail_trace(guest_sys_exit, &d.head);
 	else
