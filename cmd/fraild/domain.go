@@ -85,6 +85,13 @@ func (d *domain) update(st hooks.State) {
 	d.nudge()
 }
 
+// asks reports whether the domain, as libvirt knows it by now, is to be traced.
+func (d *domain) asks() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return wanted(d.want)
+}
+
 // nudge makes run look at what there is to do.
 func (d *domain) nudge() {
 	select {
@@ -358,7 +365,7 @@ func (d *domain) resolve(ctx context.Context, a *armed, status bpf.Status, out c
 
 	ctx, a.abandon = context.WithCancel(ctx)
 	d.tasks.Go(func() {
-		limited, cancel := context.WithTimeout(ctx, time.Duration(d.host.cfg.Guest.ResolveTimeout))
+		limited, cancel := context.WithTimeout(ctx, time.Duration(d.host.cfg.Load().Guest.ResolveTimeout))
 		defer cancel()
 		deadline, _ := limited.Deadline()
 		var backoff retry

@@ -90,7 +90,7 @@ func (s *server) Trace(stream traceStream) error {
 		Filter:    filter,
 		Processes: start.GetIdentities(),
 		Data:      start.GetData() > 0,
-		RingBytes: s.manager.host.cfg.Trace.RingBytes,
+		RingBytes: s.manager.host.cfg.Load().Trace.RingBytes,
 	})
 }
 
