@@ -11,6 +11,7 @@ import (
 // Batch collects events for one Events message. The zero value is empty.
 type Batch struct {
 	events [MaxEvents]bpf.Event
+	pieces [MaxEvents][]*Piece
 	n      int
 }
 
@@ -22,7 +23,18 @@ func (b *Batch) Full() bool { return b.n == len(b.events) }
 
 // Add copies ev into the batch, which must not be full. It does not allocate.
 func (b *Batch) Add(ev *bpf.Event) {
-	b.events[b.n] = *ev
+	b.events[b.n], b.pieces[b.n] = *ev, nil
+	b.n++
+}
+
+// AddData copies d into the batch, which must not be full.
+func (b *Batch) AddData(d *bpf.Data) {
+	var pieces []*Piece
+	d.Pieces(func(p bpf.Piece, data []byte) {
+		pieces = append(pieces, &Piece{Arg: uint32(p.Arg), Kind: uint32(p.Kind), Flags: uint32(p.Flags), Data: bytes.Clone(data)})
+	})
+	b.events[b.n], b.pieces[b.n] = d.Head, pieces
+	b.events[b.n].Flags &^= bpf.EventHasData
 	b.n++
 }
 
@@ -59,6 +71,7 @@ func (b *Batch) Take() *TraceResponse {
 		start := len(comms)
 		comms = append(comms, from.CommBytes()...)
 		to.Comm = comms[start:]
+		to.Data, b.pieces[i] = b.pieces[i], nil
 	}
 	b.n = 0
 	return &TraceResponse{Record: &TraceResponse_Events{Events: msg}}
@@ -86,6 +99,22 @@ func (x *Event) Unpack(ev *bpf.Event) {
 	}
 	copy(ev.Args[:], x.GetArgs())
 	copy(ev.Comm[:], x.GetComm())
+}
+
+// UnpackData writes the event and what its arguments point to into d. What d has no room for
+// is left out.
+func (x *Event) UnpackData(d *bpf.Data) {
+	x.Unpack(&d.Head)
+	d.Head.Flags |= bpf.EventHasData
+	d.Len, d.Piece = 0, [len(d.Piece)]bpf.Piece{}
+	for i, p := range x.GetData() {
+		if i == len(d.Piece) {
+			break
+		}
+		n := copy(d.Bytes[d.Len:], p.GetData())
+		d.Piece[i] = bpf.Piece{Arg: uint8(p.GetArg()), Kind: uint8(p.GetKind()), Flags: uint16(p.GetFlags()), Len: uint32(n)}
+		d.Len += uint32(n)
+	}
 }
 
 // PackIdentity returns a description of a thread as a message.

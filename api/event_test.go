@@ -67,6 +67,55 @@ func TestEventRoundTrip(t *testing.T) {
 	}
 }
 
+// So is what its arguments point to.
+func TestDataRoundTrip(t *testing.T) {
+	var data bpf.Data
+	data.Head = bpf.Event{Time: 5, Vm: 3, Kind: bpf.EventEnter, Nr: 59, Flags: bpf.EventNr | bpf.EventHasData, Args: [6]uint64{1, 2}}
+	data.Piece[0] = bpf.Piece{Arg: 0, Kind: bpf.ReadString, Flags: bpf.PieceCut, Len: 3}
+	data.Piece[1] = bpf.Piece{Arg: 1, Kind: bpf.ReadStrings, Flags: bpf.PieceFault, Len: 5}
+	data.Len = uint32(copy(data.Bytes[:], "abcx\x00\x00y\xff"))
+	plain := bpf.Event{Time: 6, Kind: bpf.EventEnter}
+	var b api.Batch
+	b.AddData(&data)
+	b.Add(&plain)
+	wire, err := proto.Marshal(b.Take())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := new(api.TraceResponse)
+	if err := proto.Unmarshal(wire, resp); err != nil {
+		t.Fatal(err)
+	}
+	got := resp.GetEvents().GetEvents()
+	var d bpf.Data
+	if got[0].UnpackData(&d); d != data {
+		t.Errorf("%+v, was %+v", d, data)
+	}
+	if len(got[1].GetData()) != 0 {
+		t.Errorf("an event without data has %v", got[1].GetData())
+	}
+	// Who wants no data gets an event without.
+	var ev bpf.Event
+	if got[0].Unpack(&ev); ev.Flags&bpf.EventHasData != 0 || ev.Nr != 59 {
+		t.Errorf("%+v", ev)
+	}
+}
+
+// A message of another sender cannot write beyond what there is room for.
+func TestDataFromAnywhere(t *testing.T) {
+	e := &api.Event{}
+	for range 10 {
+		e.Data = append(e.Data, &api.Piece{Arg: 1 << 31, Kind: 1 << 31, Flags: 1 << 31, Data: make([]byte, 700)})
+	}
+	var d bpf.Data
+	e.UnpackData(&d)
+	n := 0
+	d.Pieces(func(_ bpf.Piece, b []byte) { n += len(b) })
+	if n > len(d.Bytes) || int(d.Len) > len(d.Bytes) {
+		t.Errorf("%d bytes, length %d", n, d.Len)
+	}
+}
+
 // A message of another sender cannot write beyond an event.
 func TestUnpackHostile(t *testing.T) {
 	e := &api.Event{Args: make([]uint64, 100), Comm: make([]byte, 1000)}

@@ -1084,7 +1084,10 @@ type TraceStart struct {
 	// Of processes that pass, also their descendants.
 	Follow bool `protobuf:"varint,15,opt,name=follow,proto3" json:"follow,omitempty"`
 	// Also what cannot be judged by the filters, because it is not known.
-	Unknown       bool `protobuf:"varint,16,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown bool `protobuf:"varint,16,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// How many bytes to tell of each string and buffer that arguments point to, at most 1024;
+	// 0: none. A path is told up to its 255th byte.
+	Data          uint32 `protobuf:"varint,17,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1229,6 +1232,13 @@ func (x *TraceStart) GetUnknown() bool {
 		return x.Unknown
 	}
 	return false
+}
+
+func (x *TraceStart) GetData() uint32 {
+	if x != nil {
+		return x.Data
+	}
+	return 0
 }
 
 // TraceStop ends the call: what was traced before is delivered, then the summary.
@@ -1597,7 +1607,9 @@ type Event struct {
 	// Without its NUL padding. Bytes, not text: the guest chooses them.
 	Comm []byte `protobuf:"bytes,16,opt,name=comm,proto3" json:"comm,omitempty"`
 	// Of the Identity that says who made it; 0: none does.
-	Who           uint64 `protobuf:"varint,17,opt,name=who,proto3" json:"who,omitempty"`
+	Who uint64 `protobuf:"varint,17,opt,name=who,proto3" json:"who,omitempty"`
+	// What arguments point to, of an entry, or what the call left there, of an exit.
+	Data          []*Piece `protobuf:"bytes,18,rep,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1751,6 +1763,82 @@ func (x *Event) GetWho() uint64 {
 	return 0
 }
 
+func (x *Event) GetData() []*Piece {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// Piece is struct frail_piece of bpf/frail_abi.h, which documents each field, with its bytes.
+type Piece struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Arg           uint32                 `protobuf:"varint,1,opt,name=arg,proto3" json:"arg,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`
+	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Piece) Reset() {
+	*x = Piece{}
+	mi := &file_frail_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Piece) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Piece) ProtoMessage() {}
+
+func (x *Piece) ProtoReflect() protoreflect.Message {
+	mi := &file_frail_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Piece.ProtoReflect.Descriptor instead.
+func (*Piece) Descriptor() ([]byte, []int) {
+	return file_frail_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Piece) GetArg() uint32 {
+	if x != nil {
+		return x.Arg
+	}
+	return 0
+}
+
+func (x *Piece) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Piece) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Piece) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // Identity is struct frail_process of bpf/frail_abi.h, which documents each field.
 type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1779,7 +1867,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1879,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[18]
+	mi := &file_frail_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1892,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{18}
+	return file_frail_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Identity) GetTime() uint64 {
@@ -1945,7 +2033,7 @@ type Lost struct {
 
 func (x *Lost) Reset() {
 	*x = Lost{}
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2045,7 @@ func (x *Lost) String() string {
 func (*Lost) ProtoMessage() {}
 
 func (x *Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[19]
+	mi := &file_frail_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2058,7 @@ func (x *Lost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lost.ProtoReflect.Descriptor instead.
 func (*Lost) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{19}
+	return file_frail_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Lost) GetTime() uint64 {
@@ -2003,7 +2091,7 @@ type LossCounts struct {
 
 func (x *LossCounts) Reset() {
 	*x = LossCounts{}
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2103,7 @@ func (x *LossCounts) String() string {
 func (*LossCounts) ProtoMessage() {}
 
 func (x *LossCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[20]
+	mi := &file_frail_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2116,7 @@ func (x *LossCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCounts.ProtoReflect.Descriptor instead.
 func (*LossCounts) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{20}
+	return file_frail_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LossCounts) GetRingFull() uint64 {
@@ -2069,7 +2157,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2169,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[21]
+	mi := &file_frail_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2182,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{21}
+	return file_frail_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Summary) GetEvents() uint64 {
@@ -2133,7 +2221,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2233,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[22]
+	mi := &file_frail_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2246,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{22}
+	return file_frail_proto_rawDescGZIP(), []int{23}
 }
 
 type DoctorResponse struct {
@@ -2170,7 +2258,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2270,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[23]
+	mi := &file_frail_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2283,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{23}
+	return file_frail_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -2222,7 +2310,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2322,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[24]
+	mi := &file_frail_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2335,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{24}
+	return file_frail_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Check) GetName() string {
@@ -2295,7 +2383,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2395,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[25]
+	mi := &file_frail_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2408,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{25}
+	return file_frail_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RecordsRequest) GetDomain() string {
@@ -2342,7 +2430,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2442,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[26]
+	mi := &file_frail_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2455,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{26}
+	return file_frail_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RecordsResponse) GetRecords() []*Record {
@@ -2406,7 +2494,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2506,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[27]
+	mi := &file_frail_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2519,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{27}
+	return file_frail_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Record) GetUuid() string {
@@ -2501,7 +2589,7 @@ type RecordFile struct {
 
 func (x *RecordFile) Reset() {
 	*x = RecordFile{}
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2601,7 @@ func (x *RecordFile) String() string {
 func (*RecordFile) ProtoMessage() {}
 
 func (x *RecordFile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[28]
+	mi := &file_frail_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2614,7 @@ func (x *RecordFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordFile.ProtoReflect.Descriptor instead.
 func (*RecordFile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{28}
+	return file_frail_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RecordFile) GetPath() string {
@@ -2555,7 +2643,7 @@ type DumpRecordRequest struct {
 
 func (x *DumpRecordRequest) Reset() {
 	*x = DumpRecordRequest{}
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2655,7 @@ func (x *DumpRecordRequest) String() string {
 func (*DumpRecordRequest) ProtoMessage() {}
 
 func (x *DumpRecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[29]
+	mi := &file_frail_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2668,7 @@ func (x *DumpRecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRecordRequest.ProtoReflect.Descriptor instead.
 func (*DumpRecordRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{29}
+	return file_frail_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DumpRecordRequest) GetDomain() string {
@@ -2610,7 +2698,7 @@ type DumpRecordResponse struct {
 
 func (x *DumpRecordResponse) Reset() {
 	*x = DumpRecordResponse{}
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2710,7 @@ func (x *DumpRecordResponse) String() string {
 func (*DumpRecordResponse) ProtoMessage() {}
 
 func (x *DumpRecordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[30]
+	mi := &file_frail_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2723,7 @@ func (x *DumpRecordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRecordResponse.ProtoReflect.Descriptor instead.
 func (*DumpRecordResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{30}
+	return file_frail_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DumpRecordResponse) GetPart() isDumpRecordResponse_Part {
@@ -2695,7 +2783,7 @@ type RecordSummary struct {
 
 func (x *RecordSummary) Reset() {
 	*x = RecordSummary{}
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2795,7 @@ func (x *RecordSummary) String() string {
 func (*RecordSummary) ProtoMessage() {}
 
 func (x *RecordSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[31]
+	mi := &file_frail_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2808,7 @@ func (x *RecordSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordSummary.ProtoReflect.Descriptor instead.
 func (*RecordSummary) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{31}
+	return file_frail_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RecordSummary) GetEvents() uint64 {
@@ -2770,7 +2858,7 @@ type AlertsRequest struct {
 
 func (x *AlertsRequest) Reset() {
 	*x = AlertsRequest{}
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2870,7 @@ func (x *AlertsRequest) String() string {
 func (*AlertsRequest) ProtoMessage() {}
 
 func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[32]
+	mi := &file_frail_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2883,7 @@ func (x *AlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsRequest.ProtoReflect.Descriptor instead.
 func (*AlertsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{32}
+	return file_frail_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AlertsRequest) GetDomain() string {
@@ -2853,7 +2941,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2865,7 +2953,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[33]
+	mi := &file_frail_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2878,7 +2966,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{33}
+	return file_frail_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Alert) GetKind() string {
@@ -3017,7 +3105,7 @@ type ProfilesRequest struct {
 
 func (x *ProfilesRequest) Reset() {
 	*x = ProfilesRequest{}
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3117,7 @@ func (x *ProfilesRequest) String() string {
 func (*ProfilesRequest) ProtoMessage() {}
 
 func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[34]
+	mi := &file_frail_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3130,7 @@ func (x *ProfilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesRequest.ProtoReflect.Descriptor instead.
 func (*ProfilesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{34}
+	return file_frail_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProfilesRequest) GetDomain() string {
@@ -3063,7 +3151,7 @@ type ProfilesResponse struct {
 
 func (x *ProfilesResponse) Reset() {
 	*x = ProfilesResponse{}
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3163,7 @@ func (x *ProfilesResponse) String() string {
 func (*ProfilesResponse) ProtoMessage() {}
 
 func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[35]
+	mi := &file_frail_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3176,7 @@ func (x *ProfilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfilesResponse.ProtoReflect.Descriptor instead.
 func (*ProfilesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{35}
+	return file_frail_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProfilesResponse) GetProfiles() []*Profile {
@@ -3128,7 +3216,7 @@ type Profile struct {
 
 func (x *Profile) Reset() {
 	*x = Profile{}
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3228,7 @@ func (x *Profile) String() string {
 func (*Profile) ProtoMessage() {}
 
 func (x *Profile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[36]
+	mi := &file_frail_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3241,7 @@ func (x *Profile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Profile.ProtoReflect.Descriptor instead.
 func (*Profile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{36}
+	return file_frail_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Profile) GetUuid() string {
@@ -3250,7 +3338,7 @@ type ProfileName struct {
 
 func (x *ProfileName) Reset() {
 	*x = ProfileName{}
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +3350,7 @@ func (x *ProfileName) String() string {
 func (*ProfileName) ProtoMessage() {}
 
 func (x *ProfileName) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[37]
+	mi := &file_frail_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3363,7 @@ func (x *ProfileName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileName.ProtoReflect.Descriptor instead.
 func (*ProfileName) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{37}
+	return file_frail_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ProfileName) GetDomain() string {
@@ -3301,7 +3389,7 @@ type ProfileFile struct {
 
 func (x *ProfileFile) Reset() {
 	*x = ProfileFile{}
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3401,7 @@ func (x *ProfileFile) String() string {
 func (*ProfileFile) ProtoMessage() {}
 
 func (x *ProfileFile) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[38]
+	mi := &file_frail_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3414,7 @@ func (x *ProfileFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileFile.ProtoReflect.Descriptor instead.
 func (*ProfileFile) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{38}
+	return file_frail_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ProfileFile) GetFile() []byte {
@@ -3348,7 +3436,7 @@ type PutProfileRequest struct {
 
 func (x *PutProfileRequest) Reset() {
 	*x = PutProfileRequest{}
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3448,7 @@ func (x *PutProfileRequest) String() string {
 func (*PutProfileRequest) ProtoMessage() {}
 
 func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[39]
+	mi := &file_frail_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3461,7 @@ func (x *PutProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileRequest.ProtoReflect.Descriptor instead.
 func (*PutProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{39}
+	return file_frail_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutProfileRequest) GetDomain() string {
@@ -3405,7 +3493,7 @@ type PutProfileResponse struct {
 
 func (x *PutProfileResponse) Reset() {
 	*x = PutProfileResponse{}
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3505,7 @@ func (x *PutProfileResponse) String() string {
 func (*PutProfileResponse) ProtoMessage() {}
 
 func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[40]
+	mi := &file_frail_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3518,7 @@ func (x *PutProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutProfileResponse.ProtoReflect.Descriptor instead.
 func (*PutProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{40}
+	return file_frail_proto_rawDescGZIP(), []int{41}
 }
 
 type ChangeProfileRequest struct {
@@ -3443,7 +3531,7 @@ type ChangeProfileRequest struct {
 
 func (x *ChangeProfileRequest) Reset() {
 	*x = ChangeProfileRequest{}
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3543,7 @@ func (x *ChangeProfileRequest) String() string {
 func (*ChangeProfileRequest) ProtoMessage() {}
 
 func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[41]
+	mi := &file_frail_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3556,7 @@ func (x *ChangeProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileRequest.ProtoReflect.Descriptor instead.
 func (*ChangeProfileRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{41}
+	return file_frail_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ChangeProfileRequest) GetProfile() *ProfileName {
@@ -3493,7 +3581,7 @@ type ChangeProfileResponse struct {
 
 func (x *ChangeProfileResponse) Reset() {
 	*x = ChangeProfileResponse{}
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3593,7 @@ func (x *ChangeProfileResponse) String() string {
 func (*ChangeProfileResponse) ProtoMessage() {}
 
 func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[42]
+	mi := &file_frail_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3606,7 @@ func (x *ChangeProfileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeProfileResponse.ProtoReflect.Descriptor instead.
 func (*ChangeProfileResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{42}
+	return file_frail_proto_rawDescGZIP(), []int{43}
 }
 
 type ThreadsRequest struct {
@@ -3531,7 +3619,7 @@ type ThreadsRequest struct {
 
 func (x *ThreadsRequest) Reset() {
 	*x = ThreadsRequest{}
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3631,7 @@ func (x *ThreadsRequest) String() string {
 func (*ThreadsRequest) ProtoMessage() {}
 
 func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[43]
+	mi := &file_frail_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3644,7 @@ func (x *ThreadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsRequest.ProtoReflect.Descriptor instead.
 func (*ThreadsRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{43}
+	return file_frail_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ThreadsRequest) GetDomain() string {
@@ -3577,7 +3665,7 @@ type ThreadsResponse struct {
 
 func (x *ThreadsResponse) Reset() {
 	*x = ThreadsResponse{}
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +3677,7 @@ func (x *ThreadsResponse) String() string {
 func (*ThreadsResponse) ProtoMessage() {}
 
 func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[44]
+	mi := &file_frail_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +3690,7 @@ func (x *ThreadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThreadsResponse.ProtoReflect.Descriptor instead.
 func (*ThreadsResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{44}
+	return file_frail_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ThreadsResponse) GetThreads() []*Thread {
@@ -3637,7 +3725,7 @@ type Thread struct {
 
 func (x *Thread) Reset() {
 	*x = Thread{}
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3737,7 @@ func (x *Thread) String() string {
 func (*Thread) ProtoMessage() {}
 
 func (x *Thread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[45]
+	mi := &file_frail_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3750,7 @@ func (x *Thread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thread.ProtoReflect.Descriptor instead.
 func (*Thread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{45}
+	return file_frail_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Thread) GetName() string {
@@ -3741,7 +3829,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_frail_proto_msgTypes[46]
+	mi := &file_frail_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +3841,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[46]
+	mi := &file_frail_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +3854,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{46}
+	return file_frail_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProcessesRequest) GetDomain() string {
@@ -3799,7 +3887,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_frail_proto_msgTypes[47]
+	mi := &file_frail_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +3899,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[47]
+	mi := &file_frail_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +3912,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{47}
+	return file_frail_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -3875,7 +3963,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_frail_proto_msgTypes[48]
+	mi := &file_frail_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3887,7 +3975,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[48]
+	mi := &file_frail_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3900,7 +3988,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{48}
+	return file_frail_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Process) GetPid() int32 {
@@ -4082,7 +4170,7 @@ type GuestThread struct {
 
 func (x *GuestThread) Reset() {
 	*x = GuestThread{}
-	mi := &file_frail_proto_msgTypes[49]
+	mi := &file_frail_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4094,7 +4182,7 @@ func (x *GuestThread) String() string {
 func (*GuestThread) ProtoMessage() {}
 
 func (x *GuestThread) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[49]
+	mi := &file_frail_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4107,7 +4195,7 @@ func (x *GuestThread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestThread.ProtoReflect.Descriptor instead.
 func (*GuestThread) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{49}
+	return file_frail_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GuestThread) GetTid() int32 {
@@ -4141,7 +4229,7 @@ type LayoutRequest struct {
 
 func (x *LayoutRequest) Reset() {
 	*x = LayoutRequest{}
-	mi := &file_frail_proto_msgTypes[50]
+	mi := &file_frail_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +4241,7 @@ func (x *LayoutRequest) String() string {
 func (*LayoutRequest) ProtoMessage() {}
 
 func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[50]
+	mi := &file_frail_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +4254,7 @@ func (x *LayoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutRequest.ProtoReflect.Descriptor instead.
 func (*LayoutRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{50}
+	return file_frail_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LayoutRequest) GetDomain() string {
@@ -4210,7 +4298,7 @@ type GuestLayout struct {
 
 func (x *GuestLayout) Reset() {
 	*x = GuestLayout{}
-	mi := &file_frail_proto_msgTypes[51]
+	mi := &file_frail_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4222,7 +4310,7 @@ func (x *GuestLayout) String() string {
 func (*GuestLayout) ProtoMessage() {}
 
 func (x *GuestLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[51]
+	mi := &file_frail_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4235,7 +4323,7 @@ func (x *GuestLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestLayout.ProtoReflect.Descriptor instead.
 func (*GuestLayout) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{51}
+	return file_frail_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GuestLayout) GetRelease() string {
@@ -4381,7 +4469,7 @@ type LayoutStep struct {
 
 func (x *LayoutStep) Reset() {
 	*x = LayoutStep{}
-	mi := &file_frail_proto_msgTypes[52]
+	mi := &file_frail_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4393,7 +4481,7 @@ func (x *LayoutStep) String() string {
 func (*LayoutStep) ProtoMessage() {}
 
 func (x *LayoutStep) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[52]
+	mi := &file_frail_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4406,7 +4494,7 @@ func (x *LayoutStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutStep.ProtoReflect.Descriptor instead.
 func (*LayoutStep) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{52}
+	return file_frail_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LayoutStep) GetName() string {
@@ -4435,7 +4523,7 @@ type LayoutMember struct {
 
 func (x *LayoutMember) Reset() {
 	*x = LayoutMember{}
-	mi := &file_frail_proto_msgTypes[53]
+	mi := &file_frail_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4447,7 +4535,7 @@ func (x *LayoutMember) String() string {
 func (*LayoutMember) ProtoMessage() {}
 
 func (x *LayoutMember) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[53]
+	mi := &file_frail_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4460,7 +4548,7 @@ func (x *LayoutMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutMember.ProtoReflect.Descriptor instead.
 func (*LayoutMember) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{53}
+	return file_frail_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *LayoutMember) GetName() string {
@@ -4494,7 +4582,7 @@ type KernelLogRequest struct {
 
 func (x *KernelLogRequest) Reset() {
 	*x = KernelLogRequest{}
-	mi := &file_frail_proto_msgTypes[54]
+	mi := &file_frail_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4506,7 +4594,7 @@ func (x *KernelLogRequest) String() string {
 func (*KernelLogRequest) ProtoMessage() {}
 
 func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[54]
+	mi := &file_frail_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4519,7 +4607,7 @@ func (x *KernelLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogRequest.ProtoReflect.Descriptor instead.
 func (*KernelLogRequest) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{54}
+	return file_frail_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *KernelLogRequest) GetDomain() string {
@@ -4538,7 +4626,7 @@ type KernelLogResponse struct {
 
 func (x *KernelLogResponse) Reset() {
 	*x = KernelLogResponse{}
-	mi := &file_frail_proto_msgTypes[55]
+	mi := &file_frail_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4550,7 +4638,7 @@ func (x *KernelLogResponse) String() string {
 func (*KernelLogResponse) ProtoMessage() {}
 
 func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[55]
+	mi := &file_frail_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4563,7 +4651,7 @@ func (x *KernelLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelLogResponse.ProtoReflect.Descriptor instead.
 func (*KernelLogResponse) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{55}
+	return file_frail_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *KernelLogResponse) GetRecords() []*LogRecord {
@@ -4594,7 +4682,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_frail_proto_msgTypes[56]
+	mi := &file_frail_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4606,7 +4694,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_frail_proto_msgTypes[56]
+	mi := &file_frail_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4619,7 +4707,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_frail_proto_rawDescGZIP(), []int{56}
+	return file_frail_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LogRecord) GetSeq() uint64 {
@@ -4734,7 +4822,7 @@ const file_frail_proto_rawDesc = "" +
 	"\fTraceRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.frail.v1.TraceStartH\x00R\x05start\x12)\n" +
 	"\x04stop\x18\x02 \x01(\v2\x13.frail.v1.TraceStopH\x00R\x04stopB\t\n" +
-	"\arequest\"\xfe\x02\n" +
+	"\arequest\"\x92\x03\n" +
 	"\n" +
 	"TraceStart\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1a\n" +
@@ -4755,7 +4843,8 @@ const file_frail_proto_rawDesc = "" +
 	"\areturns\x18\r \x01(\tR\areturns\x12\x16\n" +
 	"\x06failed\x18\x0e \x01(\bR\x06failed\x12\x16\n" +
 	"\x06follow\x18\x0f \x01(\bR\x06follow\x12\x18\n" +
-	"\aunknown\x18\x10 \x01(\bR\aunknown\"\v\n" +
+	"\aunknown\x18\x10 \x01(\bR\aunknown\x12\x12\n" +
+	"\x04data\x18\x11 \x01(\rR\x04data\"\v\n" +
 	"\tTraceStop\"\xae\x02\n" +
 	"\rTraceResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.frail.v1.TraceStartedH\x00R\astarted\x12,\n" +
@@ -4774,7 +4863,7 @@ const file_frail_proto_rawDesc = "" +
 	"TraceArmed\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\rR\x02vm\"1\n" +
 	"\x06Events\x12'\n" +
-	"\x06events\x18\x01 \x03(\v2\x0f.frail.v1.EventR\x06events\"\xc5\x02\n" +
+	"\x06events\x18\x01 \x03(\v2\x0f.frail.v1.EventR\x06events\"\xea\x02\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\rR\x02vm\x12\x12\n" +
@@ -4793,7 +4882,13 @@ const file_frail_proto_rawDesc = "" +
 	"\x03pid\x18\x0e \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04tgid\x18\x0f \x01(\x05R\x04tgid\x12\x12\n" +
 	"\x04comm\x18\x10 \x01(\fR\x04comm\x12\x10\n" +
-	"\x03who\x18\x11 \x01(\x04R\x03who\"\xed\x02\n" +
+	"\x03who\x18\x11 \x01(\x04R\x03who\x12#\n" +
+	"\x04data\x18\x12 \x03(\v2\x0f.frail.v1.PieceR\x04data\"W\n" +
+	"\x05Piece\x12\x10\n" +
+	"\x03arg\x18\x01 \x01(\rR\x03arg\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05flags\x18\x03 \x01(\rR\x05flags\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\xed\x02\n" +
 	"\bIdentity\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x04R\x04time\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\rR\x02vm\x12\x12\n" +
@@ -5097,7 +5192,7 @@ func file_frail_proto_rawDescGZIP() []byte {
 }
 
 var file_frail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_frail_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_frail_proto_goTypes = []any{
 	(State)(0),                    // 0: frail.v1.State
 	(Exits)(0),                    // 1: frail.v1.Exits
@@ -5121,47 +5216,48 @@ var file_frail_proto_goTypes = []any{
 	(*TraceArmed)(nil),            // 19: frail.v1.TraceArmed
 	(*Events)(nil),                // 20: frail.v1.Events
 	(*Event)(nil),                 // 21: frail.v1.Event
-	(*Identity)(nil),              // 22: frail.v1.Identity
-	(*Lost)(nil),                  // 23: frail.v1.Lost
-	(*LossCounts)(nil),            // 24: frail.v1.LossCounts
-	(*Summary)(nil),               // 25: frail.v1.Summary
-	(*DoctorRequest)(nil),         // 26: frail.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 27: frail.v1.DoctorResponse
-	(*Check)(nil),                 // 28: frail.v1.Check
-	(*RecordsRequest)(nil),        // 29: frail.v1.RecordsRequest
-	(*RecordsResponse)(nil),       // 30: frail.v1.RecordsResponse
-	(*Record)(nil),                // 31: frail.v1.Record
-	(*RecordFile)(nil),            // 32: frail.v1.RecordFile
-	(*DumpRecordRequest)(nil),     // 33: frail.v1.DumpRecordRequest
-	(*DumpRecordResponse)(nil),    // 34: frail.v1.DumpRecordResponse
-	(*RecordSummary)(nil),         // 35: frail.v1.RecordSummary
-	(*AlertsRequest)(nil),         // 36: frail.v1.AlertsRequest
-	(*Alert)(nil),                 // 37: frail.v1.Alert
-	(*ProfilesRequest)(nil),       // 38: frail.v1.ProfilesRequest
-	(*ProfilesResponse)(nil),      // 39: frail.v1.ProfilesResponse
-	(*Profile)(nil),               // 40: frail.v1.Profile
-	(*ProfileName)(nil),           // 41: frail.v1.ProfileName
-	(*ProfileFile)(nil),           // 42: frail.v1.ProfileFile
-	(*PutProfileRequest)(nil),     // 43: frail.v1.PutProfileRequest
-	(*PutProfileResponse)(nil),    // 44: frail.v1.PutProfileResponse
-	(*ChangeProfileRequest)(nil),  // 45: frail.v1.ChangeProfileRequest
-	(*ChangeProfileResponse)(nil), // 46: frail.v1.ChangeProfileResponse
-	(*ThreadsRequest)(nil),        // 47: frail.v1.ThreadsRequest
-	(*ThreadsResponse)(nil),       // 48: frail.v1.ThreadsResponse
-	(*Thread)(nil),                // 49: frail.v1.Thread
-	(*ProcessesRequest)(nil),      // 50: frail.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),     // 51: frail.v1.ProcessesResponse
-	(*Process)(nil),               // 52: frail.v1.Process
-	(*GuestThread)(nil),           // 53: frail.v1.GuestThread
-	(*LayoutRequest)(nil),         // 54: frail.v1.LayoutRequest
-	(*GuestLayout)(nil),           // 55: frail.v1.GuestLayout
-	(*LayoutStep)(nil),            // 56: frail.v1.LayoutStep
-	(*LayoutMember)(nil),          // 57: frail.v1.LayoutMember
-	(*KernelLogRequest)(nil),      // 58: frail.v1.KernelLogRequest
-	(*KernelLogResponse)(nil),     // 59: frail.v1.KernelLogResponse
-	(*LogRecord)(nil),             // 60: frail.v1.LogRecord
-	nil,                           // 61: frail.v1.ProfilesResponse.CountersEntry
-	nil,                           // 62: frail.v1.Process.UnknownEntry
+	(*Piece)(nil),                 // 22: frail.v1.Piece
+	(*Identity)(nil),              // 23: frail.v1.Identity
+	(*Lost)(nil),                  // 24: frail.v1.Lost
+	(*LossCounts)(nil),            // 25: frail.v1.LossCounts
+	(*Summary)(nil),               // 26: frail.v1.Summary
+	(*DoctorRequest)(nil),         // 27: frail.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 28: frail.v1.DoctorResponse
+	(*Check)(nil),                 // 29: frail.v1.Check
+	(*RecordsRequest)(nil),        // 30: frail.v1.RecordsRequest
+	(*RecordsResponse)(nil),       // 31: frail.v1.RecordsResponse
+	(*Record)(nil),                // 32: frail.v1.Record
+	(*RecordFile)(nil),            // 33: frail.v1.RecordFile
+	(*DumpRecordRequest)(nil),     // 34: frail.v1.DumpRecordRequest
+	(*DumpRecordResponse)(nil),    // 35: frail.v1.DumpRecordResponse
+	(*RecordSummary)(nil),         // 36: frail.v1.RecordSummary
+	(*AlertsRequest)(nil),         // 37: frail.v1.AlertsRequest
+	(*Alert)(nil),                 // 38: frail.v1.Alert
+	(*ProfilesRequest)(nil),       // 39: frail.v1.ProfilesRequest
+	(*ProfilesResponse)(nil),      // 40: frail.v1.ProfilesResponse
+	(*Profile)(nil),               // 41: frail.v1.Profile
+	(*ProfileName)(nil),           // 42: frail.v1.ProfileName
+	(*ProfileFile)(nil),           // 43: frail.v1.ProfileFile
+	(*PutProfileRequest)(nil),     // 44: frail.v1.PutProfileRequest
+	(*PutProfileResponse)(nil),    // 45: frail.v1.PutProfileResponse
+	(*ChangeProfileRequest)(nil),  // 46: frail.v1.ChangeProfileRequest
+	(*ChangeProfileResponse)(nil), // 47: frail.v1.ChangeProfileResponse
+	(*ThreadsRequest)(nil),        // 48: frail.v1.ThreadsRequest
+	(*ThreadsResponse)(nil),       // 49: frail.v1.ThreadsResponse
+	(*Thread)(nil),                // 50: frail.v1.Thread
+	(*ProcessesRequest)(nil),      // 51: frail.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),     // 52: frail.v1.ProcessesResponse
+	(*Process)(nil),               // 53: frail.v1.Process
+	(*GuestThread)(nil),           // 54: frail.v1.GuestThread
+	(*LayoutRequest)(nil),         // 55: frail.v1.LayoutRequest
+	(*GuestLayout)(nil),           // 56: frail.v1.GuestLayout
+	(*LayoutStep)(nil),            // 57: frail.v1.LayoutStep
+	(*LayoutMember)(nil),          // 58: frail.v1.LayoutMember
+	(*KernelLogRequest)(nil),      // 59: frail.v1.KernelLogRequest
+	(*KernelLogResponse)(nil),     // 60: frail.v1.KernelLogResponse
+	(*LogRecord)(nil),             // 61: frail.v1.LogRecord
+	nil,                           // 62: frail.v1.ProfilesResponse.CountersEntry
+	nil,                           // 63: frail.v1.Process.UnknownEntry
 }
 var file_frail_proto_depIdxs = []int32{
 	8,  // 0: frail.v1.ListResponse.domains:type_name -> frail.v1.Domain
@@ -5177,65 +5273,66 @@ var file_frail_proto_depIdxs = []int32{
 	18, // 10: frail.v1.TraceResponse.started:type_name -> frail.v1.TraceStarted
 	19, // 11: frail.v1.TraceResponse.armed:type_name -> frail.v1.TraceArmed
 	20, // 12: frail.v1.TraceResponse.events:type_name -> frail.v1.Events
-	23, // 13: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
-	25, // 14: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
-	22, // 15: frail.v1.TraceResponse.identity:type_name -> frail.v1.Identity
+	24, // 13: frail.v1.TraceResponse.lost:type_name -> frail.v1.Lost
+	26, // 14: frail.v1.TraceResponse.summary:type_name -> frail.v1.Summary
+	23, // 15: frail.v1.TraceResponse.identity:type_name -> frail.v1.Identity
 	21, // 16: frail.v1.Events.events:type_name -> frail.v1.Event
-	24, // 17: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
-	24, // 18: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
-	28, // 19: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
-	31, // 20: frail.v1.RecordsResponse.records:type_name -> frail.v1.Record
-	32, // 21: frail.v1.RecordsResponse.files:type_name -> frail.v1.RecordFile
-	35, // 22: frail.v1.DumpRecordResponse.summary:type_name -> frail.v1.RecordSummary
-	24, // 23: frail.v1.RecordSummary.lost:type_name -> frail.v1.LossCounts
-	40, // 24: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
-	61, // 25: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
-	41, // 26: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
-	3,  // 27: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
-	49, // 28: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
-	52, // 29: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
-	53, // 30: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
-	62, // 31: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
-	56, // 32: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
-	57, // 33: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
-	60, // 34: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
-	4,  // 35: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
-	6,  // 36: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
-	10, // 37: frail.v1.Frail.Stats:input_type -> frail.v1.StatsRequest
-	14, // 38: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
-	26, // 39: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
-	36, // 40: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
-	38, // 41: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
-	41, // 42: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
-	43, // 43: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
-	45, // 44: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
-	47, // 45: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
-	29, // 46: frail.v1.Frail.Records:input_type -> frail.v1.RecordsRequest
-	33, // 47: frail.v1.Frail.DumpRecord:input_type -> frail.v1.DumpRecordRequest
-	50, // 48: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
-	54, // 49: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
-	58, // 50: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
-	5,  // 51: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
-	7,  // 52: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
-	11, // 53: frail.v1.Frail.Stats:output_type -> frail.v1.StatsResponse
-	17, // 54: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
-	27, // 55: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
-	37, // 56: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
-	39, // 57: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
-	42, // 58: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
-	44, // 59: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
-	46, // 60: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
-	48, // 61: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
-	30, // 62: frail.v1.Frail.Records:output_type -> frail.v1.RecordsResponse
-	34, // 63: frail.v1.Frail.DumpRecord:output_type -> frail.v1.DumpRecordResponse
-	51, // 64: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
-	55, // 65: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
-	59, // 66: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
-	51, // [51:67] is the sub-list for method output_type
-	35, // [35:51] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	22, // 17: frail.v1.Event.data:type_name -> frail.v1.Piece
+	25, // 18: frail.v1.Lost.counts:type_name -> frail.v1.LossCounts
+	25, // 19: frail.v1.Summary.lost:type_name -> frail.v1.LossCounts
+	29, // 20: frail.v1.DoctorResponse.checks:type_name -> frail.v1.Check
+	32, // 21: frail.v1.RecordsResponse.records:type_name -> frail.v1.Record
+	33, // 22: frail.v1.RecordsResponse.files:type_name -> frail.v1.RecordFile
+	36, // 23: frail.v1.DumpRecordResponse.summary:type_name -> frail.v1.RecordSummary
+	25, // 24: frail.v1.RecordSummary.lost:type_name -> frail.v1.LossCounts
+	41, // 25: frail.v1.ProfilesResponse.profiles:type_name -> frail.v1.Profile
+	62, // 26: frail.v1.ProfilesResponse.counters:type_name -> frail.v1.ProfilesResponse.CountersEntry
+	42, // 27: frail.v1.ChangeProfileRequest.profile:type_name -> frail.v1.ProfileName
+	3,  // 28: frail.v1.ChangeProfileRequest.change:type_name -> frail.v1.ProfileChange
+	50, // 29: frail.v1.ThreadsResponse.threads:type_name -> frail.v1.Thread
+	53, // 30: frail.v1.ProcessesResponse.processes:type_name -> frail.v1.Process
+	54, // 31: frail.v1.Process.threads:type_name -> frail.v1.GuestThread
+	63, // 32: frail.v1.Process.unknown:type_name -> frail.v1.Process.UnknownEntry
+	57, // 33: frail.v1.GuestLayout.steps:type_name -> frail.v1.LayoutStep
+	58, // 34: frail.v1.GuestLayout.members:type_name -> frail.v1.LayoutMember
+	61, // 35: frail.v1.KernelLogResponse.records:type_name -> frail.v1.LogRecord
+	4,  // 36: frail.v1.Frail.Status:input_type -> frail.v1.StatusRequest
+	6,  // 37: frail.v1.Frail.List:input_type -> frail.v1.ListRequest
+	10, // 38: frail.v1.Frail.Stats:input_type -> frail.v1.StatsRequest
+	14, // 39: frail.v1.Frail.Trace:input_type -> frail.v1.TraceRequest
+	27, // 40: frail.v1.Frail.Doctor:input_type -> frail.v1.DoctorRequest
+	37, // 41: frail.v1.Frail.Alerts:input_type -> frail.v1.AlertsRequest
+	39, // 42: frail.v1.Frail.Profiles:input_type -> frail.v1.ProfilesRequest
+	42, // 43: frail.v1.Frail.GetProfile:input_type -> frail.v1.ProfileName
+	44, // 44: frail.v1.Frail.PutProfile:input_type -> frail.v1.PutProfileRequest
+	46, // 45: frail.v1.Frail.ChangeProfile:input_type -> frail.v1.ChangeProfileRequest
+	48, // 46: frail.v1.Frail.Threads:input_type -> frail.v1.ThreadsRequest
+	30, // 47: frail.v1.Frail.Records:input_type -> frail.v1.RecordsRequest
+	34, // 48: frail.v1.Frail.DumpRecord:input_type -> frail.v1.DumpRecordRequest
+	51, // 49: frail.v1.Frail.Processes:input_type -> frail.v1.ProcessesRequest
+	55, // 50: frail.v1.Frail.Layout:input_type -> frail.v1.LayoutRequest
+	59, // 51: frail.v1.Frail.KernelLog:input_type -> frail.v1.KernelLogRequest
+	5,  // 52: frail.v1.Frail.Status:output_type -> frail.v1.StatusResponse
+	7,  // 53: frail.v1.Frail.List:output_type -> frail.v1.ListResponse
+	11, // 54: frail.v1.Frail.Stats:output_type -> frail.v1.StatsResponse
+	17, // 55: frail.v1.Frail.Trace:output_type -> frail.v1.TraceResponse
+	28, // 56: frail.v1.Frail.Doctor:output_type -> frail.v1.DoctorResponse
+	38, // 57: frail.v1.Frail.Alerts:output_type -> frail.v1.Alert
+	40, // 58: frail.v1.Frail.Profiles:output_type -> frail.v1.ProfilesResponse
+	43, // 59: frail.v1.Frail.GetProfile:output_type -> frail.v1.ProfileFile
+	45, // 60: frail.v1.Frail.PutProfile:output_type -> frail.v1.PutProfileResponse
+	47, // 61: frail.v1.Frail.ChangeProfile:output_type -> frail.v1.ChangeProfileResponse
+	49, // 62: frail.v1.Frail.Threads:output_type -> frail.v1.ThreadsResponse
+	31, // 63: frail.v1.Frail.Records:output_type -> frail.v1.RecordsResponse
+	35, // 64: frail.v1.Frail.DumpRecord:output_type -> frail.v1.DumpRecordResponse
+	52, // 65: frail.v1.Frail.Processes:output_type -> frail.v1.ProcessesResponse
+	56, // 66: frail.v1.Frail.Layout:output_type -> frail.v1.GuestLayout
+	60, // 67: frail.v1.Frail.KernelLog:output_type -> frail.v1.KernelLogResponse
+	52, // [52:68] is the sub-list for method output_type
+	36, // [36:52] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_frail_proto_init() }
@@ -5255,7 +5352,7 @@ func file_frail_proto_init() {
 		(*TraceResponse_Summary)(nil),
 		(*TraceResponse_Identity)(nil),
 	}
-	file_frail_proto_msgTypes[30].OneofWrappers = []any{
+	file_frail_proto_msgTypes[31].OneofWrappers = []any{
 		(*DumpRecordResponse_Data)(nil),
 		(*DumpRecordResponse_Summary)(nil),
 	}
@@ -5265,7 +5362,7 @@ func file_frail_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_frail_proto_rawDesc), len(file_frail_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

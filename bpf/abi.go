@@ -88,6 +88,8 @@ const (
 	EventRet = uint32(traceFrailEventFlagsFRAIL_EVENT_RET)
 	// EventDeferred is set in a return that is told at its thread's next call.
 	EventDeferred = uint32(traceFrailEventFlagsFRAIL_EVENT_DEFERRED)
+	// EventHasData is set in the Head of a [Data], and in no other event that Go has.
+	EventHasData = uint32(traceFrailEventFlagsFRAIL_EVENT_DATA)
 )
 
 // Bits of [Process].Known: which of its fields are, and how.
@@ -103,6 +105,47 @@ const (
 	ProcessExeDeleted = uint32(traceFrailProcessFlagsFRAIL_PROCESS_EXE_DELETED)
 	ProcessCgroup     = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CGROUP)
 	ProcessCgroupCut  = uint32(traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT)
+)
+
+// What arguments of system calls point to, as the structs of these names of frail_abi.h.
+type (
+	// Data is an [Event] with what arguments of its call lead to.
+	Data = traceFrailData
+	// DataSpec says which arguments of which calls are followed.
+	DataSpec = traceFrailDataSpec
+	// Reads are those of one call.
+	Reads = traceFrailReads
+	// Read is an argument that points to memory, and how much there is.
+	Read = traceFrailRead
+	// Piece is what one argument leads to.
+	Piece = traceFrailPiece
+)
+
+// Kinds of a [Read], and of the [Piece] it gives.
+const (
+	ReadNone     = uint8(traceFrailReadKindFRAIL_READ_NONE)
+	ReadString   = uint8(traceFrailReadKindFRAIL_READ_STRING)
+	ReadBytes    = uint8(traceFrailReadKindFRAIL_READ_BYTES)
+	ReadCounted  = uint8(traceFrailReadKindFRAIL_READ_COUNTED)
+	ReadReturned = uint8(traceFrailReadKindFRAIL_READ_RETURNED)
+	ReadPointed  = uint8(traceFrailReadKindFRAIL_READ_POINTED)
+	ReadStrings  = uint8(traceFrailReadKindFRAIL_READ_STRINGS)
+	ReadVector   = uint8(traceFrailReadKindFRAIL_READ_VECTOR)
+)
+
+// Bits of [Piece].Flags.
+const (
+	// PieceCut: there was more.
+	PieceCut = uint16(traceFrailPieceFlagsFRAIL_PIECE_CUT)
+	// PieceFault: it ends where memory could not be read.
+	PieceFault = uint16(traceFrailPieceFlagsFRAIL_PIECE_FAULT)
+)
+
+// How much of a [Data].Bytes records of the ring buffer have.
+const (
+	DataSmall  = int(traceFrailDataRoomFRAIL_DATA_SMALL)
+	DataMedium = int(traceFrailDataRoomFRAIL_DATA_MEDIUM)
+	DataLarge  = int(traceFrailDataRoomFRAIL_DATA_LARGE)
 )
 
 // PathLen is what is kept of a path in a [Process].
@@ -134,6 +177,7 @@ const (
 	IocSetLayout = uint32(traceFrailIoctlFRAIL_IOC_SET_LAYOUT)
 	IocStatus    = uint32(traceFrailIoctlFRAIL_IOC_STATUS)
 	IocDescribe  = uint32(traceFrailIoctlFRAIL_IOC_DESCRIBE)
+	IocSetData   = uint32(traceFrailIoctlFRAIL_IOC_SET_DATA)
 )
 
 // Causes of loss: indices of [Gap].Lost and of the losses map.
@@ -260,4 +304,17 @@ func (ev *traceFrailEvent) RetKnown() bool {
 // whose call was forgotten or never seen.
 func (ev *traceFrailEvent) NrKnown() bool {
 	return ev.Kind == EventEnter || ev.Flags&EventNr != 0
+}
+
+// Pieces calls f with each piece of d and the bytes that it has, which are d's own.
+func (d *traceFrailData) Pieces(f func(p Piece, bytes []byte)) {
+	at := 0
+	for _, p := range d.Piece {
+		end := at + int(p.Len)
+		if p.Kind == ReadNone || end > len(d.Bytes) {
+			return
+		}
+		f(p, d.Bytes[at:end])
+		at = end
+	}
 }

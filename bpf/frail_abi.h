@@ -24,6 +24,18 @@
 /* What is kept of a path; of a longer one its end is. */
 #define FRAIL_PATH_LEN 256
 
+/* How many arguments of a call are followed, at its entry or at its return. */
+#define FRAIL_READS 4
+
+/* What is read of a call's memory at once, all its arguments together. */
+#define FRAIL_DATA_LEN 1024
+
+/* System calls of a table that memory can be read of: numbers below this. */
+#define FRAIL_DATA_CALLS 548
+
+/* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
+#define FRAIL_X32_BIT 0x40000000
+
 /* An offset of a struct frail_layout that is not known. */
 #define FRAIL_NO_OFFSET 0xffffffff
 
@@ -69,6 +81,8 @@ enum frail_event_flags {
 	FRAIL_EVENT_RET = 4,
 	/* An exit that is told at its thread's next call; when it returned is not known. */
 	FRAIL_EVENT_DEFERRED = 8,
+	/* The event is the head of a struct frail_data. */
+	FRAIL_EVENT_DATA = 16,
 };
 
 /**
@@ -163,6 +177,106 @@ struct frail_process {
 	__u32 pad;
 	__u8 exe[FRAIL_PATH_LEN];
 	__u8 cgroup[FRAIL_PATH_LEN];
+};
+
+/* How much of the guest's memory an argument leads to. */
+enum frail_read_kind {
+	FRAIL_READ_NONE = 0,
+	FRAIL_READ_STRING = 1,	/* up to its NUL, which is not read */
+	FRAIL_READ_BYTES = 2,	/* unit bytes */
+	FRAIL_READ_COUNTED = 3,	/* unit times what argument count says */
+	FRAIL_READ_RETURNED = 4,	/* unit times what the call returned */
+	FRAIL_READ_POINTED = 5,	/* as many bytes as the __u32 says that argument count points to */
+	/*
+	 * Strings by an array of pointers that NULL ends, each with a NUL and a byte behind
+	 * it: 1 if the string was cut, or 0.
+	 */
+	FRAIL_READ_STRINGS = 6,
+	/*
+	 * An array of struct iovec, as many as argument count says: of each its base and
+	 * length, two __u64, then a __u64 that says how many bytes of it follow.
+	 */
+	FRAIL_READ_VECTOR = 7,
+};
+
+/**
+ * struct frail_read - an argument that points to the guest's memory
+ * @kind: enum frail_read_kind
+ * @arg: which argument it is, 0 to 5
+ * @count: the argument that says how much there is, see @kind
+ * @exit: 1: read when the call has returned without an error; 0: when it is made
+ * @unit: bytes, see @kind
+ * @max: not more bytes than this are read; of each part of strings and vectors
+ */
+struct frail_read {
+	__u8 kind;
+	__u8 arg;
+	__u8 count;
+	__u8 exit;
+	__u16 unit;
+	__u16 max;
+};
+
+/* What is read of a call. */
+struct frail_reads {
+	struct frail_read read[FRAIL_READS];
+};
+
+/**
+ * struct frail_data_spec - FRAIL_IOC_SET_DATA's argument, on a VM descriptor
+ * @size: sizeof(struct frail_data_spec)
+ * @pad: zero
+ * @calls64: of the calls of x86-64, by number, x32 calls too
+ * @calls32: of the calls of i386
+ *
+ * From then on events of these calls are told with what their arguments point to, to
+ * everybody who listens; a deferred exit never is. Without any read: no event is. EINVAL:
+ * a bad size, or a read that no call can have.
+ */
+struct frail_data_spec {
+	__u32 size;
+	__u32 pad;
+	struct frail_reads calls64[FRAIL_DATA_CALLS];
+	struct frail_reads calls32[FRAIL_DATA_CALLS];
+};
+
+enum frail_piece_flags {
+	FRAIL_PIECE_CUT = 1,	/* there was more */
+	FRAIL_PIECE_FAULT = 2,	/* it ends where memory could not be read */
+};
+
+/**
+ * struct frail_piece - what an argument leads to
+ * @arg: which argument it is
+ * @kind: enum frail_read_kind; FRAIL_READ_NONE: the piece is not used, nor any after it
+ * @flags: enum frail_piece_flags
+ * @len: how many bytes of frail_data.bytes it has; pieces follow each other
+ */
+struct frail_piece {
+	__u8 arg;
+	__u8 kind;
+	__u16 flags;
+	__u32 len;
+};
+
+/**
+ * struct frail_data - an event with what arguments of its call point to
+ * @head: the event, with FRAIL_EVENT_DATA
+ * @len: bytes that are used of @bytes
+ * @pad: zero
+ * @piece: whose bytes they are
+ * @bytes: the guest's memory; nothing is behind @len
+ *
+ * Read when the call is made, or when it has returned, as the thread's own page table has
+ * it and with a user's rights. Other threads of the guest can change it between this and
+ * their kernel's own reading.
+ */
+struct frail_data {
+	struct frail_event head;
+	__u32 len;
+	__u32 pad;
+	struct frail_piece piece[FRAIL_READS];
+	__u8 bytes[FRAIL_DATA_LEN];
 };
 
 /**
@@ -373,6 +487,8 @@ enum frail_ioctl {
 	FRAIL_IOC_STATUS = _IOWR('F', 3, struct frail_status),
 	/* On a VM descriptor: tell of each thread who it is before its next event. */
 	FRAIL_IOC_DESCRIBE = _IO('F', 4),
+	/* On a VM descriptor, of a struct frail_data_spec, which is too large for _IOW. */
+	FRAIL_IOC_SET_DATA = _IO('F', 5),
 };
 
 /* How a tracer's BPF program lost an event. */

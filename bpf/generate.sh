@@ -29,7 +29,8 @@ generate() {
 
 generate trace frail_event frail_event_args frail_arm frail_layout frail_status frail_limits frail_event_kind \
 	frail_insn frail_entry frail_event_flags frail_exits frail_refusal frail_ioctl frail_loss frail_filter \
-	frail_process frail_process_flags frail_gap frail_gap_event frail_table frail_match \
+	frail_process frail_process_flags frail_read frail_reads frail_data_spec frail_data frail_piece \
+	frail_read_kind frail_piece_flags frail_data_room frail_gap frail_gap_event frail_table frail_match \
 	frail_exe_prefix frail_group_prefix
 generate ph frail_ph_event_flags frail_ph_flags frail_ph_control frail_ph_counter frail_ph_clock frail_ph_known_by \
 	frail_ph_vm frail_ph_executable frail_ph_profile frail_ph_row \

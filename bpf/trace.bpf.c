@@ -49,6 +49,25 @@ struct {
 	__type(value, struct frail_event);
 } held SEC(".maps");
 
+/*
+ * What the arguments of a call that is held point to, if that is wanted. Its time is that of
+ * the event it belongs to.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, struct task_key);
+	__type(value, struct frail_data);
+} held_data SEC(".maps");
+
+/* Room for such, which is too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct frail_data);
+} scratch SEC(".maps");
+
 static const struct frail_event no_event = {};
 
 /* Nothing reads these: they put the types into BTF, where bpf2go finds them. */
@@ -70,6 +89,11 @@ const struct frail_event *abi_event __attribute__((unused));
 const struct frail_event_args *abi_event_args __attribute__((unused));
 const enum frail_process_flags *abi_process_flags __attribute__((unused));
 const struct frail_process *abi_process __attribute__((unused));
+const struct frail_data_spec *abi_data_spec __attribute__((unused));
+const struct frail_data *abi_data __attribute__((unused));
+const enum frail_read_kind *abi_read_kind __attribute__((unused));
+const enum frail_piece_flags *abi_piece_flags __attribute__((unused));
+const enum frail_data_room *abi_data_room __attribute__((unused));
 const struct frail_gap_event *abi_gap_event __attribute__((unused));
 const struct frail_exe_prefix *abi_exe_prefix __attribute__((unused));
 const struct frail_group_prefix *abi_group_prefix __attribute__((unused));
@@ -108,45 +132,65 @@ static __always_inline bool fill(struct frail_event *dst, __u32 size, const void
 	return true;
 }
 
+/* Whether there are losses to be told of. */
+static __always_inline bool gap_before(const struct frail_gap *todo)
+{
+	return todo && (*(volatile __u64 *)&todo->lost[FRAIL_LOSS_RING_FULL] ||
+			*(volatile __u64 *)&todo->lost[FRAIL_LOSS_READ_FAULT]);
+}
+
+static __always_inline void take_gap(struct frail_gap *gap, struct frail_gap *todo)
+{
+	gap->lost[FRAIL_LOSS_RING_FULL] =
+		__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_RING_FULL], 0);
+	gap->lost[FRAIL_LOSS_READ_FAULT] =
+		__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_READ_FAULT], 0);
+}
+
 /*
- * After a loss the next event enters the ring in one piece with the count of
- * what is missing before it, on whichever CPU it comes, or is lost too.
+ * Puts size bytes from an event on into the ring. After a loss the next event enters it in
+ * one piece with the count of what is missing before it, on whichever CPU it comes, or is
+ * lost too.
  */
-static __always_inline void deliver(const void *event, __u64 time)
+static __always_inline void put(const void *event, __u32 size, __u64 time)
 {
 	struct frail_gap *todo = pending_losses();
-	struct frail_gap_event *after_gap;
+	bool after_gap = gap_before(todo);
 	struct frail_event *dst;
+	void *record;
 
-	if (todo && (*(volatile __u64 *)&todo->lost[FRAIL_LOSS_RING_FULL] ||
-		     *(volatile __u64 *)&todo->lost[FRAIL_LOSS_READ_FAULT])) {
-		after_gap = bpf_ringbuf_reserve(&ring, sizeof(*after_gap), 0);
-		if (!after_gap) {
-			lose(FRAIL_LOSS_RING_FULL);
-			return;
-		}
-		if (!fill(&after_gap->event, sizeof(after_gap->event), event, time)) {
-			bpf_ringbuf_discard(after_gap, 0);
-			return;
-		}
-		after_gap->gap.lost[FRAIL_LOSS_RING_FULL] =
-			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_RING_FULL], 0);
-		after_gap->gap.lost[FRAIL_LOSS_READ_FAULT] =
-			__sync_lock_test_and_set(&todo->lost[FRAIL_LOSS_READ_FAULT], 0);
-		bpf_ringbuf_submit(after_gap, 0);
-		return;
-	}
-
-	dst = bpf_ringbuf_reserve(&ring, sizeof(*dst), 0);
-	if (!dst) {
+	/* The verifier wants to know a record's size. */
+	record = after_gap ? bpf_ringbuf_reserve(&ring, sizeof(*todo) + size, 0) :
+			     bpf_ringbuf_reserve(&ring, size, 0);
+	if (!record) {
 		lose(FRAIL_LOSS_RING_FULL);
 		return;
 	}
-	if (!fill(dst, sizeof(*dst), event, time)) {
-		bpf_ringbuf_discard(dst, 0);
+	dst = after_gap ? record + sizeof(*todo) : record;
+	if (!fill(dst, size, event, time)) {
+		bpf_ringbuf_discard(record, 0);
 		return;
 	}
-	bpf_ringbuf_submit(dst, 0);
+	if (after_gap)
+		take_gap(record, todo);
+	bpf_ringbuf_submit(record, 0);
+}
+
+/* Puts an event into the ring, with what its call's arguments point to if it is the head of that. */
+static __always_inline void deliver(const void *event, __u32 flags, __u64 time)
+{
+	const struct frail_data *data = event;
+	__u32 len;
+
+	if (!filter.data || !(flags & FRAIL_EVENT_DATA) ||
+	    bpf_probe_read_kernel(&len, sizeof(len), &data->len))
+		put(event, sizeof(struct frail_event), time);
+	else if (len <= FRAIL_DATA_SMALL)
+		put(event, offsetof(struct frail_data, bytes) + FRAIL_DATA_SMALL, time);
+	else if (len <= FRAIL_DATA_MEDIUM)
+		put(event, offsetof(struct frail_data, bytes) + FRAIL_DATA_MEDIUM, time);
+	else
+		put(event, offsetof(struct frail_data, bytes) + FRAIL_DATA_LARGE, time);
 }
 
 /* Whether the event that is held is the call that returns. */
@@ -160,6 +204,34 @@ static __always_inline bool is_return_of(const struct frail_event_args *ev,
 	       table_of(ev, &nr) == table_of(&entry, &call_nr) && nr == call_nr;
 }
 
+/* Shows a call that was held. */
+static __always_inline void deliver_held(const struct task_key *key, const struct frail_event *call)
+{
+	struct frail_data *data;
+
+	if (filter.data && call->flags & FRAIL_EVENT_DATA) {
+		data = bpf_map_lookup_elem(&held_data, key);
+		if (data && data->head.time == call->time) {
+			deliver(data, call->flags, call->time);
+			return;
+		}
+	}
+	deliver(call, 0, call->time);
+}
+
+/* Keeps what the arguments of a call point to. */
+static __always_inline void hold_data(const struct task_key *key, const struct frail_event_args *ev,
+				      __u64 time)
+{
+	__u32 zero = 0;
+	struct frail_data *data = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!data || bpf_probe_read_kernel(data, sizeof(*data), (const void *)ev->event))
+		return;
+	data->head.time = time;
+	bpf_map_update_elem(&held_data, key, data, BPF_ANY);
+}
+
 /* Keeps a call until it returns. The one before did not, as far as is known. */
 static __always_inline void hold(const struct frail_event_args *ev)
 {
@@ -170,15 +242,17 @@ static __always_inline void hold(const struct frail_event_args *ev)
 		bpf_map_update_elem(&held, &key, &no_event, BPF_NOEXIST);
 		call = bpf_map_lookup_elem(&held, &key);
 	} else if (call->kind && admits(UNKNOWN)) {
-		deliver(call, call->time);
+		deliver_held(&key, call);
 	}
 	if (!call) {
 		if (admits(UNKNOWN))
-			deliver((const void *)ev->event, bpf_ktime_get_boot_ns());
+			deliver((const void *)ev->event, ev->flags, bpf_ktime_get_boot_ns());
 		return;
 	}
 	if (!fill(call, sizeof(*call), (const void *)ev->event, bpf_ktime_get_boot_ns()))
 		call->kind = 0;
+	else if (filter.data && ev->flags & FRAIL_EVENT_DATA)
+		hold_data(&key, ev, call->time);
 }
 
 /* A call and its return, if both are known, are shown or not as one, by who made the call. */
@@ -195,13 +269,13 @@ static __always_inline void record_return(const struct frail_event_args *ev)
 		call = bpf_map_lookup_elem(&held, &key);
 	if (call && is_return_of(ev, call)) {
 		if (admits(v))
-			deliver(call, call->time);
+			deliver_held(&key, call);
 		call->kind = 0;
 	} else if (v != FAIL) {
 		v = worse(v, by_who(ev));
 	}
 	if (admits(v))
-		deliver((const void *)ev->event, bpf_ktime_get_boot_ns());
+		deliver((const void *)ev->event, ev->flags, bpf_ktime_get_boot_ns());
 }
 
 static __always_inline bool concerns(const struct frail_event_args *ev)
@@ -234,7 +308,7 @@ int guest_sys_enter(struct frail_event_args *args)
 		v = UNKNOWN;
 	}
 	if (admits(v))
-		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+		deliver((const void *)args->event, args->flags, bpf_ktime_get_boot_ns());
 	return 0;
 }
 
@@ -248,7 +322,7 @@ int guest_sys_exit(struct frail_event_args *args)
 	if (by_return())
 		record_return(args);
 	else if (admits(judge(args)))
-		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+		deliver((const void *)args->event, args->flags, bpf_ktime_get_boot_ns());
 	return 0;
 }
 
@@ -257,7 +331,7 @@ SEC("raw_tp/guest_coverage")
 int guest_coverage(struct frail_event_args *args)
 {
 	if (concerns(args))
-		deliver((const void *)args->event, bpf_ktime_get_boot_ns());
+		deliver((const void *)args->event, args->flags, bpf_ktime_get_boot_ns());
 	return 0;
 }
 

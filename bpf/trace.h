@@ -15,9 +15,6 @@
  */
 #define FRAIL_SYSCALLS 1024
 
-/* Set in the number of an x32 call (Linux: __X32_SYSCALL_BIT); no call is negative. */
-#define FRAIL_X32_BIT 0x40000000
-
 /* Thread names, user ids and ranges of return values one filter can hold. */
 #define FRAIL_MAX_COMMS 64
 #define FRAIL_MAX_UIDS 64
@@ -75,6 +72,8 @@ struct frail_range {
  * @follow: what descends from a process that passes does too
  * @unknown: events pass of which what a filter looks at is not known
  * @tell: descriptions of threads go into the ring buffer
+ * @data: events go there with what their calls' arguments point to
+ * @pad: zero
  * @comms: thread names, NUL-padded, as the words of a struct frail_event_args
  * @syscalls: the sets: bit nr % 64 of word nr / 64, without FRAIL_X32_BIT
  * @errors: which errors of calls pass, likewise; bit 0 for calls without
@@ -98,6 +97,8 @@ struct frail_filter {
 	__u32 follow;
 	__u32 unknown;
 	__u32 tell;
+	__u32 data;
+	__u32 pad;
 	__u64 comms[FRAIL_MAX_COMMS][2];
 	__u64 syscalls[FRAIL_TABLES][FRAIL_SYSCALLS / 64];
 	__u64 errors[FRAIL_ERRORS / 64];
@@ -133,13 +134,21 @@ struct frail_gap {
 	__u64 lost[FRAIL_LOSS_CAUSES];
 };
 
+/* What records of the ring buffer have of the bytes of a struct frail_data. */
+enum frail_data_room {
+	FRAIL_DATA_SMALL = 64,
+	FRAIL_DATA_MEDIUM = 256,
+	FRAIL_DATA_LARGE = FRAIL_DATA_LEN,
+};
+
 /**
  * struct frail_gap_event - the ring buffer's record of the first event after a loss
  * @gap: what was lost before it
  * @event: the event
  *
- * All other records are a struct frail_event or a struct frail_process; the size tells which
- * one it is.
+ * All other records are a struct frail_event, a struct frail_process, or a struct frail_data with
+ * as much of its bytes as one of enum frail_data_room says, after a struct frail_gap or not. The
+ * size tells which one it is.
  */
 struct frail_gap_event {
 	struct frail_gap gap;

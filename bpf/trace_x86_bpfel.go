@@ -25,6 +25,31 @@ type traceFrailArm struct {
 	Pad     uint32
 }
 
+type traceFrailData struct {
+	_     structs.HostLayout
+	Head  traceFrailEvent
+	Len   uint32
+	Pad   uint32
+	Piece [4]traceFrailPiece
+	Bytes [1024]uint8
+}
+
+type traceFrailDataRoom uint32
+
+const (
+	traceFrailDataRoomFRAIL_DATA_SMALL  traceFrailDataRoom = 64
+	traceFrailDataRoomFRAIL_DATA_MEDIUM traceFrailDataRoom = 256
+	traceFrailDataRoomFRAIL_DATA_LARGE  traceFrailDataRoom = 1024
+)
+
+type traceFrailDataSpec struct {
+	_       structs.HostLayout
+	Size    uint32
+	Pad     uint32
+	Calls64 [548]traceFrailReads
+	Calls32 [548]traceFrailReads
+}
+
 type traceFrailEntry uint32
 
 const (
@@ -78,6 +103,7 @@ const (
 	traceFrailEventFlagsFRAIL_EVENT_NR       traceFrailEventFlags = 2
 	traceFrailEventFlagsFRAIL_EVENT_RET      traceFrailEventFlags = 4
 	traceFrailEventFlagsFRAIL_EVENT_DEFERRED traceFrailEventFlags = 8
+	traceFrailEventFlagsFRAIL_EVENT_DATA     traceFrailEventFlags = 16
 )
 
 type traceFrailEventKind uint32
@@ -120,6 +146,8 @@ type traceFrailFilter struct {
 	Follow         uint32
 	Unknown        uint32
 	Tell           uint32
+	Data           uint32
+	Pad            uint32
 	Comms          [64][2]uint64
 	Syscalls       [3][16]uint64
 	Errors         [64]uint64
@@ -167,6 +195,7 @@ const (
 	traceFrailIoctlFRAIL_IOC_SET_LAYOUT traceFrailIoctl = 1085818370
 	traceFrailIoctlFRAIL_IOC_STATUS     traceFrailIoctl = 3228583427
 	traceFrailIoctlFRAIL_IOC_DESCRIBE   traceFrailIoctl = 17924
+	traceFrailIoctlFRAIL_IOC_SET_DATA   traceFrailIoctl = 17925
 )
 
 type traceFrailLayout struct {
@@ -235,6 +264,21 @@ const (
 	traceFrailMatchFRAIL_MATCH_EXCEPT traceFrailMatch = 2
 )
 
+type traceFrailPiece struct {
+	_     structs.HostLayout
+	Arg   uint8
+	Kind  uint8
+	Flags uint16
+	Len   uint32
+}
+
+type traceFrailPieceFlags uint32
+
+const (
+	traceFrailPieceFlagsFRAIL_PIECE_CUT   traceFrailPieceFlags = 1
+	traceFrailPieceFlagsFRAIL_PIECE_FAULT traceFrailPieceFlags = 2
+)
+
 type traceFrailProcess struct {
 	_      structs.HostLayout
 	Head   traceFrailEvent
@@ -264,6 +308,34 @@ const (
 	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP      traceFrailProcessFlags = 128
 	traceFrailProcessFlagsFRAIL_PROCESS_CGROUP_CUT  traceFrailProcessFlags = 256
 )
+
+type traceFrailRead struct {
+	_     structs.HostLayout
+	Kind  uint8
+	Arg   uint8
+	Count uint8
+	Exit  uint8
+	Unit  uint16
+	Max   uint16
+}
+
+type traceFrailReadKind uint32
+
+const (
+	traceFrailReadKindFRAIL_READ_NONE     traceFrailReadKind = 0
+	traceFrailReadKindFRAIL_READ_STRING   traceFrailReadKind = 1
+	traceFrailReadKindFRAIL_READ_BYTES    traceFrailReadKind = 2
+	traceFrailReadKindFRAIL_READ_COUNTED  traceFrailReadKind = 3
+	traceFrailReadKindFRAIL_READ_RETURNED traceFrailReadKind = 4
+	traceFrailReadKindFRAIL_READ_POINTED  traceFrailReadKind = 5
+	traceFrailReadKindFRAIL_READ_STRINGS  traceFrailReadKind = 6
+	traceFrailReadKindFRAIL_READ_VECTOR   traceFrailReadKind = 7
+)
+
+type traceFrailReads struct {
+	_    structs.HostLayout
+	Read [4]traceFrailRead
+}
 
 type traceFrailRefusal uint32
 
@@ -315,10 +387,12 @@ const (
 	traceMapExecutables     = "executables"
 	traceMapFamily          = "family"
 	traceMapHeld            = "held"
+	traceMapHeldData        = "held_data"
 	traceMapLosses          = "losses"
 	traceMapPending         = "pending"
 	traceMapProcesses       = "processes"
 	traceMapRing            = "ring"
+	traceMapScratch         = "scratch"
 	traceMapTasks           = "tasks"
 	traceMapThreads         = "threads"
 	traceMapUnjudged        = "unjudged"
@@ -328,6 +402,9 @@ const (
 	traceProgGuestSysEnter  = "guest_sys_enter"
 	traceProgGuestSysExit   = "guest_sys_exit"
 	traceVarAbiArm          = "abi_arm"
+	traceVarAbiData         = "abi_data"
+	traceVarAbiDataRoom     = "abi_data_room"
+	traceVarAbiDataSpec     = "abi_data_spec"
 	traceVarAbiEntry        = "abi_entry"
 	traceVarAbiEvent        = "abi_event"
 	traceVarAbiEventArgs    = "abi_event_args"
@@ -343,8 +420,10 @@ const (
 	traceVarAbiLimits       = "abi_limits"
 	traceVarAbiLoss         = "abi_loss"
 	traceVarAbiMatch        = "abi_match"
+	traceVarAbiPieceFlags   = "abi_piece_flags"
 	traceVarAbiProcess      = "abi_process"
 	traceVarAbiProcessFlags = "abi_process_flags"
+	traceVarAbiReadKind     = "abi_read_kind"
 	traceVarAbiRefusal      = "abi_refusal"
 	traceVarAbiStatus       = "abi_status"
 	traceVarAbiTable        = "abi_table"
@@ -408,10 +487,12 @@ type traceMapSpecs struct {
 	Executables  *ebpf.MapSpec `ebpf:"executables"`
 	Family       *ebpf.MapSpec `ebpf:"family"`
 	Held         *ebpf.MapSpec `ebpf:"held"`
+	HeldData     *ebpf.MapSpec `ebpf:"held_data"`
 	Losses       *ebpf.MapSpec `ebpf:"losses"`
 	Pending      *ebpf.MapSpec `ebpf:"pending"`
 	Processes    *ebpf.MapSpec `ebpf:"processes"`
 	Ring         *ebpf.MapSpec `ebpf:"ring"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Tasks        *ebpf.MapSpec `ebpf:"tasks"`
 	Threads      *ebpf.MapSpec `ebpf:"threads"`
 	Unjudged     *ebpf.MapSpec `ebpf:"unjudged"`
@@ -423,6 +504,9 @@ type traceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type traceVariableSpecs struct {
 	AbiArm          *ebpf.VariableSpec `ebpf:"abi_arm"`
+	AbiData         *ebpf.VariableSpec `ebpf:"abi_data"`
+	AbiDataRoom     *ebpf.VariableSpec `ebpf:"abi_data_room"`
+	AbiDataSpec     *ebpf.VariableSpec `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.VariableSpec `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.VariableSpec `ebpf:"abi_event"`
 	AbiEventArgs    *ebpf.VariableSpec `ebpf:"abi_event_args"`
@@ -438,8 +522,10 @@ type traceVariableSpecs struct {
 	AbiLimits       *ebpf.VariableSpec `ebpf:"abi_limits"`
 	AbiLoss         *ebpf.VariableSpec `ebpf:"abi_loss"`
 	AbiMatch        *ebpf.VariableSpec `ebpf:"abi_match"`
+	AbiPieceFlags   *ebpf.VariableSpec `ebpf:"abi_piece_flags"`
 	AbiProcess      *ebpf.VariableSpec `ebpf:"abi_process"`
 	AbiProcessFlags *ebpf.VariableSpec `ebpf:"abi_process_flags"`
+	AbiReadKind     *ebpf.VariableSpec `ebpf:"abi_read_kind"`
 	AbiRefusal      *ebpf.VariableSpec `ebpf:"abi_refusal"`
 	AbiStatus       *ebpf.VariableSpec `ebpf:"abi_status"`
 	AbiTable        *ebpf.VariableSpec `ebpf:"abi_table"`
@@ -471,10 +557,12 @@ type traceMaps struct {
 	Executables  *ebpf.Map `ebpf:"executables"`
 	Family       *ebpf.Map `ebpf:"family"`
 	Held         *ebpf.Map `ebpf:"held"`
+	HeldData     *ebpf.Map `ebpf:"held_data"`
 	Losses       *ebpf.Map `ebpf:"losses"`
 	Pending      *ebpf.Map `ebpf:"pending"`
 	Processes    *ebpf.Map `ebpf:"processes"`
 	Ring         *ebpf.Map `ebpf:"ring"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Tasks        *ebpf.Map `ebpf:"tasks"`
 	Threads      *ebpf.Map `ebpf:"threads"`
 	Unjudged     *ebpf.Map `ebpf:"unjudged"`
@@ -488,10 +576,12 @@ func (m *traceMaps) Close() error {
 		m.Executables,
 		m.Family,
 		m.Held,
+		m.HeldData,
 		m.Losses,
 		m.Pending,
 		m.Processes,
 		m.Ring,
+		m.Scratch,
 		m.Tasks,
 		m.Threads,
 		m.Unjudged,
@@ -504,6 +594,9 @@ func (m *traceMaps) Close() error {
 // It can be passed to loadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type traceVariables struct {
 	AbiArm          *ebpf.Variable `ebpf:"abi_arm"`
+	AbiData         *ebpf.Variable `ebpf:"abi_data"`
+	AbiDataRoom     *ebpf.Variable `ebpf:"abi_data_room"`
+	AbiDataSpec     *ebpf.Variable `ebpf:"abi_data_spec"`
 	AbiEntry        *ebpf.Variable `ebpf:"abi_entry"`
 	AbiEvent        *ebpf.Variable `ebpf:"abi_event"`
 	AbiEventArgs    *ebpf.Variable `ebpf:"abi_event_args"`
@@ -519,8 +612,10 @@ type traceVariables struct {
 	AbiLimits       *ebpf.Variable `ebpf:"abi_limits"`
 	AbiLoss         *ebpf.Variable `ebpf:"abi_loss"`
 	AbiMatch        *ebpf.Variable `ebpf:"abi_match"`
+	AbiPieceFlags   *ebpf.Variable `ebpf:"abi_piece_flags"`
 	AbiProcess      *ebpf.Variable `ebpf:"abi_process"`
 	AbiProcessFlags *ebpf.Variable `ebpf:"abi_process_flags"`
+	AbiReadKind     *ebpf.Variable `ebpf:"abi_read_kind"`
 	AbiRefusal      *ebpf.Variable `ebpf:"abi_refusal"`
 	AbiStatus       *ebpf.Variable `ebpf:"abi_status"`
 	AbiTable        *ebpf.Variable `ebpf:"abi_table"`

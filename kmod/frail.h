@@ -192,8 +192,9 @@ struct frail_vm {
 	bool layout_valid;		/* @layout is of this generation's kernel */
 	u32 blind;
 
-	struct mutex layout_lock;
+	struct mutex layout_lock;		/* @layout and @data are replaced */
 	struct frail_layout __rcu *layout;	/* readers hold kvm->srcu */
+	struct frail_data_spec __rcu *data;	/* likewise; NULL: no memory is read */
 
 	atomic64_t descriptions;	/* serial number of the last one */
 	u32 epoch;			/* descriptions of older ones are to be told again */
@@ -291,6 +292,13 @@ bool frail_call_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		      struct frail_event *ev, const struct frail_task_key *key);
 void frail_call_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, u64 lstar,
 		     struct frail_event *ev, const struct frail_task_key *key);
+
+/* data.c */
+const struct frail_reads *frail_reads_of(struct frail_vm *vm, struct kvm_vcpu *vcpu, s64 nr,
+					 bool code64);
+void frail_tell_data(struct kvm_vcpu *vcpu, const struct frail_event *ev,
+		     const struct frail_reads *reads, const u64 *args, bool code64);
+long frail_set_data(struct frail_vm *vm, const struct frail_data_spec __user *arg);
 
 /* process.c */
 u64 frail_describe(struct frail_vm *vm, struct kvm_vcpu *vcpu, const struct frail_layout *l,

@@ -17,24 +17,50 @@ static void fill_common(struct frail_vm *vm, struct kvm_vcpu *vcpu,
 	frail_identify(vm, vcpu, lstar, ev, key);
 }
 
+static void args64(struct kvm_vcpu *vcpu, u64 *args)
+{
+	unsigned long *r = vcpu->arch.regs;
+
+	args[0] = r[VCPU_REGS_RDI];
+	args[1] = r[VCPU_REGS_RSI];
+	args[2] = r[VCPU_REGS_RDX];
+	args[3] = r[VCPU_REGS_R10];
+	args[4] = r[VCPU_REGS_R8];
+	args[5] = r[VCPU_REGS_R9];
+}
+
 /* i386's arguments; the one that SYSCALL and SYSENTER leave no register for is on the stack. */
-static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
+static void args32(struct kvm_vcpu *vcpu, u16 insn, unsigned long sp, u64 *args)
 {
 	unsigned long *r = vcpu->arch.regs;
 	u32 arg6;
 
-	ev->args[0] = (u32)r[VCPU_REGS_RBX];
-	ev->args[1] = (u32)r[VCPU_REGS_RCX];
-	ev->args[2] = (u32)r[VCPU_REGS_RDX];
-	ev->args[3] = (u32)r[VCPU_REGS_RSI];
-	ev->args[4] = (u32)r[VCPU_REGS_RDI];
-	ev->args[5] = (u32)r[VCPU_REGS_RBP];
-	if (ev->insn == FRAIL_INSN_INT80_32 || ev->insn == FRAIL_INSN_INT80_64)
+	args[0] = (u32)r[VCPU_REGS_RBX];
+	args[1] = (u32)r[VCPU_REGS_RCX];
+	args[2] = (u32)r[VCPU_REGS_RDX];
+	args[3] = (u32)r[VCPU_REGS_RSI];
+	args[4] = (u32)r[VCPU_REGS_RDI];
+	args[5] = (u32)r[VCPU_REGS_RBP];
+	if (insn == FRAIL_INSN_INT80_32 || insn == FRAIL_INSN_INT80_64)
 		return;
-	ev->args[5] = frail_read_user(vcpu, (u32)ev->sp, &arg6, sizeof(arg6)) ? arg6 : 0;
+	args[5] = frail_read_user(vcpu, (u32)sp, &arg6, sizeof(arg6)) ? arg6 : 0;
 	/* SYSCALL overwrites ECX: Linux takes it from EBP. */
-	if (ev->insn == FRAIL_INSN_SYSCALL32)
-		ev->args[1] = (u32)r[VCPU_REGS_RBP];
+	if (insn == FRAIL_INSN_SYSCALL32)
+		args[1] = (u32)r[VCPU_REGS_RBP];
+}
+
+/* The arguments of a call that returns by SYSRET: Linux gives the user's registers back. */
+static noinline_for_stack
+void tell_exit_data(struct kvm_vcpu *vcpu, const struct frail_event *ev,
+		    const struct frail_reads *reads, bool code64)
+{
+	u64 args[6];
+
+	if (code64)
+		args64(vcpu, args);
+	else
+		args32(vcpu, FRAIL_INSN_SYSCALL32, ev->sp, args);
+	frail_tell_data(vcpu, ev, reads, args, code64);
 }
 
 /**
@@ -51,17 +77,17 @@ static void fill_args32(struct kvm_vcpu *vcpu, struct frail_event *ev)
 bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 			unsigned long ip, unsigned long sp, u64 lstar)
 {
-	unsigned long *r = vcpu->arch.regs;
 	struct frail_event ev = {
 		.kind = FRAIL_EVENT_ENTER,
 		.insn = insn,
 		.flags = FRAIL_EVENT_NR,
-		.nr = (s32)r[VCPU_REGS_RAX],
+		.nr = (s32)vcpu->arch.regs[VCPU_REGS_RAX],
 		.ip = ip,
 		.sp = sp,
 	};
+	bool settling, code64 = insn == FRAIL_INSN_SYSCALL64;
+	const struct frail_reads *reads;
 	struct frail_task_key key = {};
-	bool settling;
 
 	vm->vcpus[vcpu->vcpu_idx].enters++;
 	if (READ_ONCE(vm->state) != FRAIL_ARMED)
@@ -74,18 +100,16 @@ bool frail_report_enter(struct frail_vm *vm, struct kvm_vcpu *vcpu, u16 insn,
 		return false;
 
 	fill_common(vm, vcpu, &ev, lstar, &key);
-	if (insn == FRAIL_INSN_SYSCALL64) {
-		ev.args[0] = r[VCPU_REGS_RDI];
-		ev.args[1] = r[VCPU_REGS_RSI];
-		ev.args[2] = r[VCPU_REGS_RDX];
-		ev.args[3] = r[VCPU_REGS_R10];
-		ev.args[4] = r[VCPU_REGS_R8];
-		ev.args[5] = r[VCPU_REGS_R9];
-	} else {
-		fill_args32(vcpu, &ev);
-	}
+	if (code64)
+		args64(vcpu, ev.args);
+	else
+		args32(vcpu, insn, sp, ev.args);
 	settling = frail_call_enter(vm, vcpu, lstar, &ev, &key);
-	frail_trace(guest_sys_enter, &ev);
+	reads = frail_reads_of(vm, vcpu, ev.nr, code64);
+	if (unlikely(reads))
+		frail_tell_data(vcpu, &ev, reads, ev.args, code64);
+	else
+		frail_trace(guest_sys_enter, &ev);
 	return settling;
 }
 
@@ -109,6 +133,7 @@ void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 		.ip = target,
 		.sp = frail_rsp(vcpu),
 	};
+	const struct frail_reads *reads;
 	struct frail_task_key key = {};
 	u64 lstar;
 
@@ -118,7 +143,12 @@ void frail_report_exit(struct frail_vm *vm, struct kvm_vcpu *vcpu, bool code64,
 	lstar = frail_msr(vcpu, MSR_LSTAR);
 	fill_common(vm, vcpu, &ev, lstar, &key);
 	frail_call_exit(vm, vcpu, lstar, &ev, &key);
-	frail_trace(guest_sys_exit, &ev);
+	reads = ev.flags & FRAIL_EVENT_NR && !IS_ERR_VALUE(ev.ret) ?
+		frail_reads_of(vm, vcpu, ev.nr, code64) : NULL;
+	if (unlikely(reads))
+		tell_exit_data(vcpu, &ev, reads, code64);
+	else
+		frail_trace(guest_sys_exit, &ev);
 }
 
 /**

@@ -325,6 +325,7 @@ static void vm_free(struct frail_vm *vm)
 
 	kvmsym.kvm_put_kvm(vm->kvm);
 	kfree(rcu_dereference_protected(vm->layout, true));
+	kvfree(rcu_dereference_protected(vm->data, true));
 	kvfree(vm->tasks);
 	kvfree(vm);
 	/* The exit function waits for free_queue, so this code outlives the reference. */
@@ -517,6 +518,8 @@ static long vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return vm_status(vm, (struct frail_status __user *)arg);
 	case FRAIL_IOC_SET_LAYOUT:
 		return vm_set_layout(vm, (const struct frail_layout __user *)arg);
+	case FRAIL_IOC_SET_DATA:
+		return frail_set_data(vm, (const struct frail_data_spec __user *)arg);
 	case FRAIL_IOC_DESCRIBE:
 		spin_lock(&vm->status_lock);
 		WRITE_ONCE(vm->epoch, vm->epoch + 1);

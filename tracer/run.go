@@ -54,6 +54,14 @@ type ProcessSink interface {
 	Process(*bpf.Process) error
 }
 
+// DataSink is a [Sink] that wants to know what arguments of calls point to.
+type DataSink interface {
+	Sink
+	// Data takes an event with what its call's arguments point to, in the place of Event. It
+	// is valid until the method returns.
+	Data(*bpf.Data) error
+}
+
 // Losses counts events that were not delivered, by cause.
 type Losses struct {
 	// RingFull: the reader was too slow for its ring buffer.
@@ -98,7 +106,15 @@ const (
 	eventSize    = int(unsafe.Sizeof(bpf.Event{}))
 	gapEventSize = int(unsafe.Sizeof(bpf.GapEvent{}))
 	processSize  = int(unsafe.Sizeof(bpf.Process{}))
+	gapSize      = int(unsafe.Sizeof(bpf.Gap{}))
+	dataHeadSize = int(unsafe.Offsetof(bpf.Data{}.Bytes))
 )
+
+// record has room for every record of the ring.
+type record struct {
+	gap  bpf.Gap
+	data bpf.Data
+}
 
 // Run delivers events to sink until ctx ends, the tracer is closed or sink fails. When
 // ctx ends it detaches the programs, delivers what was traced until then, and returns nil.
@@ -160,7 +176,8 @@ func Synchronize() {
 type run struct {
 	t      *Tracer
 	sink   Sink
-	misses uint64 // recursion misses told so far
+	data   DataSink // the sink, if it is one
+	misses uint64   // recursion misses told so far
 }
 
 func (r *run) loop() error {
@@ -168,14 +185,17 @@ func (r *run) loop() error {
 	linger := rd.BufferSize() >= lingerRing
 
 	// The reader copies each record in here; all kinds are used in place.
-	process := new(bpf.Process)
-	after := (*bpf.GapEvent)(unsafe.Pointer(process))
-	ev := (*bpf.Event)(unsafe.Pointer(process))
-	rec := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(process)), processSize)}
+	room := new(record)
+	after := (*bpf.GapEvent)(unsafe.Pointer(room))
+	process := (*bpf.Process)(unsafe.Pointer(room))
+	data := (*bpf.Data)(unsafe.Pointer(room))
+	ev := (*bpf.Event)(unsafe.Pointer(room))
+	rec := ringbuf.Record{RawSample: unsafe.Slice((*byte)(unsafe.Pointer(room)), unsafe.Sizeof(*room))}
 	describe := func(*bpf.Process) error { return nil }
 	if sink, ok := r.sink.(ProcessSink); ok {
 		describe = sink.Process
 	}
+	r.data, _ = r.sink.(DataSink)
 
 	rd.SetDeadline(time.Now().Add(lossInterval))
 	for {
@@ -208,6 +228,13 @@ func (r *run) loop() error {
 			}
 		case processSize:
 			err = describe(process)
+		case dataHeadSize + bpf.DataSmall, dataHeadSize + bpf.DataMedium, dataHeadSize + bpf.DataLarge:
+			err = r.withData(data)
+		case gapSize + dataHeadSize + bpf.DataSmall, gapSize + dataHeadSize + bpf.DataMedium, gapSize + dataHeadSize + bpf.DataLarge:
+			err = r.lost(Lost{Time: room.data.Head.Time, Losses: lossesOf(&room.gap)})
+			if err == nil {
+				err = r.withData(&room.data)
+			}
 		default:
 			err = fmt.Errorf("read ring buffer: record of unknown size %d", len(rec.RawSample))
 		}
@@ -228,7 +255,21 @@ func (r *run) loop() error {
 	}
 }
 
+// withData delivers an event with what its call's arguments point to.
+func (r *run) withData(d *bpf.Data) error {
+	if r.data == nil {
+		return r.event(&d.Head)
+	}
+	if err := r.data.Data(d); err != nil {
+		return err
+	}
+	r.t.delivered.Add(1)
+	return nil
+}
+
 func (r *run) event(ev *bpf.Event) error {
+	// Nothing is behind it here.
+	ev.Flags &^= bpf.EventHasData
 	if err := r.sink.Event(ev); err != nil {
 		return err
 	}

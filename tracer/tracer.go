@@ -57,6 +57,9 @@ type Options struct {
 	// What was told before it was attached is told again after
 	// [frail/kmod/device.VM.Describe].
 	Processes bool
+	// Data makes the tracer tell events with what their calls' arguments point to, if its
+	// sink is a [DataSink] and [frail/kmod/device.VM.SetData] has it read.
+	Data bool
 	// RingBytes is the size of the ring buffer, rounded up to a power of two of
 	// pages. Zero: [DefaultRingBytes]. At most [MaxRingBytes].
 	RingBytes int
@@ -138,11 +141,14 @@ func New(opts Options) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	filter.Tell = word(opts.Processes)
+	filter.Tell, filter.Data = word(opts.Processes), word(opts.Data)
 	if err := spec.Variables["filter"].Set(&filter); err != nil {
 		return nil, fmt.Errorf("set filter: %w", err)
 	}
 	opts.Filter.resize(spec)
+	if !opts.Data || !opts.Filter.byReturn() {
+		spec.Maps["held_data"].MaxEntries = 1
+	}
 
 	t := &Tracer{describes: opts.Processes || opts.Filter.Describes()}
 	if err := spec.LoadAndAssign(&t.objs, nil); err != nil {

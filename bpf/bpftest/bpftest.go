@@ -87,6 +87,13 @@ func (e *Events) Process(i int) *bpf.Process {
 	return (*bpf.Process)(unsafe.Pointer(&room[0]))
 }
 
+// Data returns the room of event i and of those that follow it as an event with what arguments
+// point to: eight events have room for one.
+func (e *Events) Data(i int) *bpf.Data {
+	room := e.bytes[i*eventSize:][:unsafe.Sizeof(bpf.Data{})]
+	return (*bpf.Data)(unsafe.Pointer(&room[0]))
+}
+
 // Address returns the kernel's address of event i.
 func (e *Events) Address(i int) uint64 { return e.addr + uint64(i*eventSize) }
 

@@ -125,12 +125,12 @@ func startDaemon(t *testing.T, p *daemonProcess) {
 	if err := notify.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	var buf [256]byte
+	var buf [4096]byte
 	n, err := notify.Read(buf[:])
 	if err != nil {
 		t.Fatalf("wait for fraild to be ready: %v", err)
 	}
-	if got := string(buf[:n]); got != "READY=1" {
+	if got := string(buf[:n]); !strings.HasPrefix(got, "READY=1\n") {
 		t.Fatalf("fraild notifies %q, not READY=1", got)
 	}
 }

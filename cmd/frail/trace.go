@@ -19,11 +19,15 @@ import (
 	"frail/hooks"
 	"frail/tracer"
 	"frail/tracer/format"
+	"frail/tracer/syscalls/decode"
 )
 
 // stopTimeout bounds how long fraild may take to deliver the rest of a trace that the user
 // ended.
 const stopTimeout = 10 * time.Second
+
+// defaultStringLimit is twice strace's: nobody is asked to run the program again with more.
+const defaultStringLimit = 64
 
 // traceOptions are the flags of frail trace.
 type traceOptions struct {
@@ -49,8 +53,9 @@ func newTraceCmd(opts *options) *cobra.Command {
 		Long: `Show a domain's system calls as they happen, until Ctrl-C or until the domain stops.
 A summary closes the output: how many events were shown, and how many were lost and why.
 
-Arguments and return values are shown as strace does. What they point to is not read: paths
-and buffers are addresses. A return value of "?" is not known. A line between dashes says
+Arguments and return values are shown as strace does. Strings, buffers and structures that
+arguments point to are read when the call is made, and what it left there when it returns;
+what cannot be read is an address. A return value of "?" is not known. A line between dashes says
 when calls by some instruction begin to be unseen, because the guest uses its debug
 registers, and when all are seen again.
 
@@ -66,6 +71,7 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
   frail trace guest1 --filter-syscall %file,%process
   frail trace guest1 --filter-exe /usr/sbin/nginx --failed
   frail trace guest1 --filter-pid 312 --follow --filter-error EACCES,EPERM
+  frail trace guest1 --filter-syscall execve --string-limit 1024
   frail trace guest1 --json --limit 1000
   frail trace guest1 --perfetto guest1.pftrace
   frail trace --qmp /run/vm.qmp`,
@@ -75,6 +81,12 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 			}
 			if t.decode && !t.json {
 				return errors.New("--decode is for --json: text is decoded without it")
+			}
+			if int(t.start.Data) > decode.MaxData {
+				return exit.Usagef("--string-limit %d: at most %d", t.start.Data, decode.MaxData)
+			}
+			if t.raw {
+				t.start.Data = 0
 			}
 			switch {
 			case g.qmp != "" && t.start.Wait:
@@ -99,6 +111,7 @@ its end. It needs the right to trace QEMU, CAP_BPF and CAP_PERFMON.`,
 	flags.StringVar(&t.color, "color", colorAuto, "colour the text, by `WHEN`: auto, if it goes to a terminal and NO_COLOR is not set, always or never")
 	cmd.MarkFlagsMutuallyExclusive("json", "raw", "perfetto")
 	t.addFilters(flags, "show")
+	flags.Uint32Var(&t.start.Data, "string-limit", defaultStringLimit, "read `N` bytes of a string or buffer, and of a path 255 at least; 0: read nothing that arguments point to")
 	flags.BoolVar(&t.who, "who", false, "say who a thread is before its first event, and when that has changed; --json always does")
 	flags.BoolVar(&t.timestamp, "timestamp", false, "show the time of day of each event")
 	flags.Uint64Var(&t.start.Limit, "limit", 0, "end after `N` events; 0: no limit")
@@ -150,7 +163,9 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 	})()
 
 	var ev bpf.Event
+	var data bpf.Data
 	var process bpf.Process
+	withData, _ := sink.(tracer.DataSink)
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -174,6 +189,13 @@ func (t *traceOptions) stream(ctx context.Context, client api.FrailClient, domai
 			}
 		case *api.TraceResponse_Events:
 			for _, e := range rec.Events.GetEvents() {
+				if withData != nil && len(e.GetData()) > 0 {
+					e.UnpackData(&data)
+					if err := withData.Data(&data); err != nil {
+						return err
+					}
+					continue
+				}
 				e.Unpack(&ev)
 				if err := sink.Event(&ev); err != nil {
 					return err
@@ -242,6 +264,12 @@ func (x *traceText) Started(s *api.TraceStarted) error {
 
 func (x *traceText) Event(ev *bpf.Event) error {
 	x.text = x.f.AppendEvent(x.text, ev)
+	return nil
+}
+
+// Data implements tracer.DataSink.
+func (x *traceText) Data(d *bpf.Data) error {
+	x.text = x.f.AppendData(x.text, d)
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"frail/qmp/layout"
 	"frail/tracer"
 	"frail/tracer/format"
+	"frail/tracer/syscalls/decode"
 )
 
 // What ends a trace of a QEMU in order.
@@ -53,13 +54,18 @@ func (t *traceOptions) traceQMP(ctx context.Context, g *guestOptions, exits stri
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
 
-	tr, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, Filter: filter, Processes: t.identities()})
+	tr, err := tracer.New(tracer.Options{VMs: []uint32{vm.ID()}, Filter: filter, Processes: t.identities(), Data: t.start.Data > 0})
 	if err != nil {
 		return fmt.Errorf("cannot trace: %w", err)
 	}
 	defer tr.Close()
 	if err := tr.Attach(); err != nil {
 		return fmt.Errorf("cannot trace: %w", err)
+	}
+	if t.start.Data > 0 {
+		if err := vm.SetData(decode.DataSpec(int(t.start.Data))); err != nil {
+			return fmt.Errorf("cannot trace: %w", err)
+		}
 	}
 	if t.identities() || filter.Describes() {
 		// Others may have been told already.
@@ -146,6 +152,15 @@ func (s *limitedSink) Event(ev *bpf.Event) error {
 	}
 	s.taken++
 	return s.traceText.Event(ev)
+}
+
+// Data implements tracer.DataSink.
+func (s *limitedSink) Data(d *bpf.Data) error {
+	if err := s.end(); err != nil {
+		return err
+	}
+	s.taken++
+	return s.traceText.Data(d)
 }
 
 // Process implements tracer.ProcessSink.

@@ -28,7 +28,7 @@ func (s *server) Doctor(context.Context, *api.DoctorRequest) (*api.DoctorRespons
 
 func (s *server) checkLibvirt() *api.Check {
 	c := &api.Check{Name: "fraild: libvirt"}
-	uri := s.manager.host.cfg.Libvirt.URI
+	uri := s.manager.host.cfg.Load().Libvirt.URI
 	if err := s.manager.connected(); err != nil {
 		c.Detail = fmt.Sprintf("%s: %v", uri, err)
 		c.Fix = "systemctl start libvirtd (or virtqemud)"
@@ -42,7 +42,7 @@ func (s *server) checkLibvirt() *api.Check {
 // checkStatusDir looks for the directory by which guests are armed before their first
 // instruction.
 func (s *server) checkStatusDir() *api.Check {
-	dir := s.manager.host.cfg.Libvirt.StatusDir
+	dir := s.manager.host.cfg.Load().Libvirt.StatusDir
 	c := &api.Check{Name: "fraild: status directory", Optional: true}
 	if _, err := os.ReadDir(dir); err != nil {
 		c.Detail = err.Error() + "; guests are armed later than they could be"

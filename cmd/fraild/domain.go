@@ -38,6 +38,8 @@ type domain struct {
 	// kick has room for one: what there is to do is read from the fields below.
 	kick chan struct{}
 
+	readers readers
+
 	// tasks are the goroutines that wait and resolve; run waits for them at its end.
 	tasks sync.WaitGroup
 
@@ -81,6 +83,13 @@ func (d *domain) update(st hooks.State) {
 	d.want = st
 	d.mu.Unlock()
 	d.nudge()
+}
+
+// asks reports whether the domain, as libvirt knows it by now, is to be traced.
+func (d *domain) asks() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return wanted(d.want)
 }
 
 // nudge makes run look at what there is to do.
@@ -356,7 +365,7 @@ func (d *domain) resolve(ctx context.Context, a *armed, status bpf.Status, out c
 
 	ctx, a.abandon = context.WithCancel(ctx)
 	d.tasks.Go(func() {
-		limited, cancel := context.WithTimeout(ctx, time.Duration(d.host.cfg.Guest.ResolveTimeout))
+		limited, cancel := context.WithTimeout(ctx, time.Duration(d.host.cfg.Load().Guest.ResolveTimeout))
 		defer cancel()
 		deadline, _ := limited.Deadline()
 		var backoff retry

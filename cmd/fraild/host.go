@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -23,7 +24,8 @@ import (
 // host is the way to the kernel module, libvirt and QEMU. It keeps nothing open: a module
 // loaded later and a restarted libvirt are found at the next use. Safe for concurrent use.
 type host struct {
-	cfg *config.Config
+	// cfg is replaced when the configuration is read again.
+	cfg atomic.Pointer[config.Config]
 	log *slog.Logger
 
 	sequences *sequences
@@ -81,7 +83,7 @@ func (h *host) withMemory(ctx context.Context, st hooks.State, f func(*qmp.Memor
 	if err := hooks.StartEventLoop(); err != nil {
 		return err
 	}
-	conn, err := libvirt.NewConnect(h.cfg.Libvirt.URI)
+	conn, err := libvirt.NewConnect(h.cfg.Load().Libvirt.URI)
 	if err != nil {
 		return fmt.Errorf("connect to libvirt: %w", err)
 	}

@@ -34,7 +34,8 @@ func TestHostResolve(t *testing.T) {
 	}
 	cfg := config.Default()
 	cfg.Libvirt.URI = uri
-	h := &host{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+	h := &host{log: slog.New(slog.DiscardHandler)}
+	h.cfg.Store(cfg)
 	st := hooks.State{UUID: uuid, Name: "guest", PID: g.PID, Active: true, Launched: true, Config: hooks.Config{Trace: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()

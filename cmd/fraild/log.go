@@ -14,7 +14,7 @@ import (
 // newLogger writes structured lines to w. When the journal reads standard error, each
 // line carries its priority in the form sd-daemon(3) gives, and no time: the journal
 // adds its own.
-func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+func newLogger(w io.Writer, level slog.Leveler) *slog.Logger {
 	if os.Getenv("JOURNAL_STREAM") == "" {
 		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 	}

@@ -25,6 +25,9 @@ import (
 	"frail/qmp/layout"
 )
 
+// settleTimeout bounds how long the start waits for the domains that ask to be armed.
+const settleTimeout = 20 * time.Second
+
 // stopTimeout bounds how long clients may take to accept the end of their traces.
 const stopTimeout = 5 * time.Second
 
@@ -63,16 +66,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if !must {
 		*path = config.DefaultPath
 	}
-	loaded, err := config.Load(*path, must)
+	level := new(slog.LevelVar)
+	log := newLogger(stderr, level)
+	live := &settings{path: *path, must: must, log: log, level: level}
+	cfg, err := live.load()
 	if err != nil {
-		return exit.Usagef("read configuration: %w", err)
+		return exit.With(exit.Usage, err)
 	}
-	cfg := loaded.Config
-	log := newLogger(stderr, slog.Level(cfg.Log.Level))
-	clients, err := newAccess(cfg.API.AdminGroup)
-	if err != nil {
-		return exit.Usagef("read configuration: %w", err)
-	}
+	// From here on a reload is not the daemon's end.
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, unix.SIGHUP)
+	defer signal.Stop(reloads)
 	listener, lock, err := listen(cfg.API.Socket, cfg.API.Group)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", cfg.API.Socket, err)
@@ -98,10 +102,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer cancel()
 	seq, rec := newSequences(cfg, log), newRecords(cfg, log)
 	seq.alerted = rec.alert
-	m := newManager(&host{
-		cfg: cfg, log: log, sequences: seq, records: rec,
+	h := &host{
+		log: log, sequences: seq, records: rec,
 		layouts: layout.Resolver{Store: &layout.Store{Dir: cfg.Guest.LayoutDir}},
-	})
+	}
+	h.cfg.Store(cfg)
+	live.host = h
+	m := newManager(h)
 	watched := make(chan error, 1)
 	go func() {
 		defer cancel()
@@ -122,29 +129,39 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return <-watched
 	}
 	s := newServer(ctx, m)
-	g := s.grpc(clients)
+	g := s.grpc(live.clients)
 	served := make(chan error, 2)
 	go func() { served <- serveError(cfg.API.Socket, g.Serve(listener)) }()
 	if metrics != nil {
-		h := newMetricsServer(s, log)
-		defer h.Close()
-		go func() { served <- serveError(cfg.Metrics.Listen.Address, h.Serve(metrics)) }()
+		ms := newMetricsServer(s, log)
+		defer ms.Close()
+		go func() { served <- serveError(cfg.Metrics.Listen.Address, ms.Serve(metrics)) }()
 		log.Info("metrics are served", "address", metrics.Addr())
 	}
+	m.settle(ctx, settleTimeout)
 	log.Info("ready", "version", api.Version(), "socket", cfg.API.Socket, "uri", cfg.Libvirt.URI)
-	if err := notify("READY=1"); err != nil {
-		log.Warn("service manager not told", "err", err)
-	}
+	sd := &serviceManager{log: log, manager: m}
+	sd.tell("READY=1")
 
-	select {
-	case <-ctx.Done():
-	case err = <-served:
-		cancel()
+	watchdog, stopWatchdog := sd.watchdog()
+	defer stopWatchdog()
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case err = <-served:
+			cancel()
+			running = false
+		case <-watchdog:
+			sd.alive()
+		case <-reloads:
+			sd.reloading()
+			live.reload()
+			sd.tell("READY=1")
+		}
 	}
 	log.Info("stopping")
-	if err := notify("STOPPING=1"); err != nil {
-		log.Warn("service manager not told", "err", err)
-	}
+	sd.tell("STOPPING=1")
 	force := time.AfterFunc(stopTimeout, g.Stop)
 	g.GracefulStop()
 	force.Stop()

@@ -10,7 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
+	"frail/api"
 	"frail/hooks"
 )
 
@@ -125,6 +127,30 @@ func (m *manager) find(key string) *domain {
 		return byUUID
 	}
 	return byName
+}
+
+// settle waits until no running domain that asks to be traced is still to be armed for the
+// first time: each is, or it is known why it is not. It returns early when ctx is done, or
+// after limit.
+func (m *manager) settle(ctx context.Context, limit time.Duration) {
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	for _, d := range m.list() {
+		for {
+			snap, changed := d.snapshot()
+			if snap.gone || snap.vm != nil || snap.state == api.State_STATE_ERROR || !d.asks() {
+				break
+			}
+			select {
+			case <-changed:
+			case <-timeout.C:
+				m.log.Warn("domains are still being armed")
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
 
 // connected returns nil while libvirt can be reached, else why it cannot.

@@ -88,7 +88,8 @@ func TestDomainFigures(t *testing.T) {
 func testServer(t *testing.T, states ...hooks.State) *server {
 	t.Helper()
 	seq := sequencesIn(t, t.TempDir())
-	h := &host{cfg: seq.cfg, log: seq.log, sequences: seq, records: newRecords(seq.cfg, seq.log)}
+	h := &host{log: seq.log, sequences: seq, records: newRecords(seq.cfg, seq.log)}
+	h.cfg.Store(seq.cfg)
 	m := newManager(h)
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(func() {
@@ -454,7 +455,7 @@ func TestTraceIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := s.grpc(access{})
+	g := s.grpc(rootOnly)
 	go g.Serve(l)
 	defer g.Stop()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))

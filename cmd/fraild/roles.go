@@ -114,18 +114,18 @@ func (a access) check(ctx context.Context, method string) error {
 	return status.Errorf(codes.PermissionDenied, "permission denied: %s takes %s, and user %d may only read", method, who, cred.uid)
 }
 
-// options makes a gRPC server ask a for every call.
-func (a access) options() []grpc.ServerOption {
+// accessOptions makes a gRPC server ask, for every call, what holds then.
+func accessOptions(current func() access) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(peerCredentials{}),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := a.check(ctx, info.FullMethod); err != nil {
+			if err := current().check(ctx, info.FullMethod); err != nil {
 				return nil, err
 			}
 			return next(ctx, req)
 		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := a.check(stream.Context(), info.FullMethod); err != nil {
+			if err := current().check(stream.Context(), info.FullMethod); err != nil {
 				return err
 			}
 			return next(srv, stream)

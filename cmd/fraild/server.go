@@ -36,15 +36,16 @@ func newServer(stopping context.Context, m *manager) *server {
 	return &server{
 		manager:  m,
 		started:  time.Now(),
-		sessions: make(chan struct{}, m.host.cfg.Trace.MaxSessions),
+		sessions: make(chan struct{}, m.host.cfg.Load().Trace.MaxSessions),
 		reads:    make(chan struct{}, maxReads),
 		stopping: stopping,
 	}
 }
 
-// grpc returns a gRPC server that serves s on unix sockets to whom a lets, with reflection.
-func (s *server) grpc(a access) *grpc.Server {
-	g := grpc.NewServer(a.options()...)
+// grpc returns a gRPC server that serves s on unix sockets to whom the access of that moment
+// lets, with reflection.
+func (s *server) grpc(current func() access) *grpc.Server {
+	g := grpc.NewServer(accessOptions(current)...)
 	api.RegisterFrailServer(g, s)
 	reflection.Register(g)
 	return g
@@ -64,7 +65,7 @@ func (s *server) Status(context.Context, *api.StatusRequest) (*api.StatusRespons
 		Version:       api.Version(),
 		Pid:           int32(os.Getpid()),
 		ReadyUnixNano: s.started.UnixNano(),
-		Uri:           s.manager.host.cfg.Libvirt.URI,
+		Uri:           s.manager.host.cfg.Load().Libvirt.URI,
 		Sessions:      uint32(len(s.sessions)),
 	}
 	for _, d := range s.manager.list() {
@@ -77,7 +78,7 @@ func (s *server) Status(context.Context, *api.StatusRequest) (*api.StatusRespons
 
 // List implements api.FrailServer.
 func (s *server) List(_ context.Context, req *api.ListRequest) (*api.ListResponse, error) {
-	resp := &api.ListResponse{Uri: s.manager.host.cfg.Libvirt.URI}
+	resp := &api.ListResponse{Uri: s.manager.host.cfg.Load().Libvirt.URI}
 	for _, d := range s.manager.list() {
 		if snap, _ := d.snapshot(); snap.Active || req.GetAll() {
 			resp.Domains = append(resp.Domains, describe(d, snap))
@@ -94,7 +95,7 @@ func (s *server) List(_ context.Context, req *api.ListRequest) (*api.ListRespons
 // unavailable returns an error if there may be domains that fraild does not know.
 func (s *server) unavailable() error {
 	if err := s.manager.connected(); err != nil {
-		return status.Errorf(codes.Unavailable, "fraild cannot reach libvirt at %s: %v", s.manager.host.cfg.Libvirt.URI, err)
+		return status.Errorf(codes.Unavailable, "fraild cannot reach libvirt at %s: %v", s.manager.host.cfg.Load().Libvirt.URI, err)
 	}
 	return nil
 }

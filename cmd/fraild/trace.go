@@ -17,6 +17,7 @@ import (
 	"frail/cmd/internal/guest"
 	"frail/tracer"
 	"frail/tracer/format"
+	"frail/tracer/syscalls/decode"
 )
 
 // end is why a trace ends in order: the reason its summary gives.
@@ -53,6 +54,9 @@ func (s *server) Trace(stream traceStream) error {
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	if int(start.GetData()) > decode.MaxData {
+		return status.Errorf(codes.InvalidArgument, "%d bytes of each string: at most %d", start.GetData(), decode.MaxData)
+	}
 	select {
 	case s.sessions <- struct{}{}:
 		defer func() { <-s.sessions }()
@@ -85,7 +89,8 @@ func (s *server) Trace(stream traceStream) error {
 	}).run(ctx, tracer.Options{
 		Filter:    filter,
 		Processes: start.GetIdentities(),
-		RingBytes: s.manager.host.cfg.Trace.RingBytes,
+		Data:      start.GetData() > 0,
+		RingBytes: s.manager.host.cfg.Load().Trace.RingBytes,
 	})
 }
 
@@ -115,11 +120,15 @@ func (s *session) run(ctx context.Context, opts tracer.Options) error {
 	}
 	defer s.domain.host.traces.begin(snap.UUID, t)()
 	defer t.Close()
+	defer s.domain.readers.remove(s)
 	if err := t.Attach(); err != nil {
 		return status.Errorf(codes.FailedPrecondition, "cannot trace: %v", err)
 	}
 	add := func() error {
 		if err := t.AddVM(snap.vm.ID()); err != nil {
+			return status.Errorf(codes.Internal, "cannot trace: %v", err)
+		}
+		if err := s.domain.readers.add(snap.vm, s, s.start.GetData()); err != nil {
 			return status.Errorf(codes.Internal, "cannot trace: %v", err)
 		}
 		if opts.Processes || opts.Filter.Describes() {
@@ -272,6 +281,19 @@ func (s *session) Event(ev *bpf.Event) error {
 		return endLimit
 	}
 	s.batch.Add(ev)
+	s.taken++
+	if s.batch.Full() {
+		return s.sendBatch()
+	}
+	return nil
+}
+
+// Data implements tracer.DataSink.
+func (s *session) Data(d *bpf.Data) error {
+	if s.full() {
+		return endLimit
+	}
+	s.batch.AddData(d)
 	s.taken++
 	if s.batch.Full() {
 		return s.sendBatch()

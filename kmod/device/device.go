@@ -219,6 +219,27 @@ func (vm *VM) Describe() error {
 	return nil
 }
 
+// SetData makes the module tell events of the VM with what their calls' arguments point to, as
+// spec says, to every tracer. It replaces an earlier one; nil: none is told. Size need not be
+// set.
+func (vm *VM) SetData(spec *bpf.DataSpec) error {
+	var s bpf.DataSpec
+	if spec != nil {
+		s = *spec
+	}
+	s.Size = uint32(unsafe.Sizeof(s))
+	if _, err := control(vm.file, bpf.IocSetData, unsafe.Pointer(&s)); err != nil {
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			err = fmt.Errorf("frail.ko rejects what is to be read: %w", err)
+		case errors.Is(err, unix.ENOTTY):
+			err = fmt.Errorf("frail.ko is of another version than this program: %w", err)
+		}
+		return fmt.Errorf("have arguments of VM %d followed: %w", vm.id, err)
+	}
+	return nil
+}
+
 // Wait returns the VM's status as soon as its generation differs from the one the last
 // status told, by whoever asked for it. It returns ctx's error when ctx ends first, and
 // [os.ErrClosed] after Close. No thread is held while waiting.

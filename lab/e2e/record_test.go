@@ -27,6 +27,11 @@ type record struct {
 	Entry    string `json:"entry"`
 	Ret      *int64 `json:"ret"`
 	Deferred bool   `json:"deferred"`
+	Text     string `json:"text"`
+	Left     string `json:"left"`
+	Data     []struct {
+		Fault bool `json:"fault"`
+	} `json:"data"`
 
 	Delivered uint64 `json:"delivered"`
 	Unjudged  uint64 `json:"unjudged"`

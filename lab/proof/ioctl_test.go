@@ -105,7 +105,7 @@ func testBadArguments(t *testing.T, g *direct.Guest) {
 	}
 	defer unix.Close(fd)
 	for name, arg := range pages.bad() {
-		for _, request := range []uint32{bpf.IocSetLayout, bpf.IocStatus} {
+		for _, request := range []uint32{bpf.IocSetLayout, bpf.IocStatus, bpf.IocSetData} {
 			// The read-only page has a bad size for both.
 			if _, errno := ioctl(fd, request, arg); errno != unix.EFAULT && errno != unix.EINVAL {
 				t.Errorf("request %#x with its argument %s: %v", request, name, errno)
@@ -127,6 +127,9 @@ func testBadArguments(t *testing.T, g *direct.Guest) {
 				t.Fatalf("request %#x: %v, want %v", request, errno, unix.ENOTTY)
 			}
 		}
+	}
+	if _, errno := ioctl(dev, bpf.IocSetData, unsafe.Pointer(&bpf.DataSpec{})); errno != unix.ENOTTY {
+		t.Errorf("what to read on the device's descriptor: %v", errno)
 	}
 	for on, request := range map[int]uint32{dev: bpf.IocStatus, fd: bpf.IocArm} {
 		if _, errno := ioctl(on, request, unsafe.Pointer(&good)); errno != unix.ENOTTY {
@@ -354,6 +357,78 @@ func randomLayout(r *rand.Rand, lstar uint64) (l bpf.Layout, legal bool) {
 	return l, legal
 }
 
+// testRandomData has the module follow arguments that are no pointers, and read as much as it
+// can of those that are, while the guest makes calls.
+func testRandomData(t *testing.T, g *direct.Guest) {
+	const rounds = 300
+	vm := arm(t, g, bpf.ExitsBoth)
+	recordVMs(t, vm) // nothing is read unless somebody listens
+	r := seeded(t)
+	accepted := 0
+	for i := range rounds {
+		spec, legal := randomData(r)
+		_, errno := ioctl(vm.FD(), bpf.IocSetData, unsafe.Pointer(spec))
+		switch {
+		case errno == 0 && legal:
+			accepted++
+		case errno == unix.EINVAL && !legal:
+		default:
+			t.Fatalf("what to read, legal %t: %v", legal, errno)
+		}
+		if i%10 == 0 {
+			makesCalls(t, vm)
+		}
+	}
+	t.Logf("%d of %d accepted", accepted, rounds)
+	if accepted == 0 || accepted == rounds {
+		t.Error("all of one kind")
+	}
+	if err := vm.SetData(nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// randomData returns what to read, which may make no sense, and whether the module takes it.
+func randomData(r *rand.Rand) (spec *bpf.DataSpec, legal bool) {
+	spec = &bpf.DataSpec{Size: uint32(unsafe.Sizeof(*spec))}
+	for _, calls := range [][]bpf.Reads{spec.Calls64[:], spec.Calls32[:]} {
+		for i := range calls {
+			for j := range calls[i].Read {
+				kind := uint8(r.IntN(int(bpf.ReadVector) + 1))
+				calls[i].Read[j] = bpf.Read{
+					Kind: kind, Arg: uint8(r.IntN(6)), Count: uint8(r.IntN(6)), Exit: uint8(r.IntN(2)),
+					Unit: uint16(r.Uint32()), Max: uint16(r.IntN(len(bpf.Data{}.Bytes) + 1)),
+				}
+				if kind == bpf.ReadReturned {
+					calls[i].Read[j].Exit = 1
+				}
+			}
+		}
+	}
+	bad := &spec.Calls32[r.IntN(len(spec.Calls32))].Read[r.IntN(len(spec.Calls32[0].Read))]
+	switch r.IntN(14) {
+	case 0:
+		spec.Size ^= 1 << r.IntN(32)
+	case 1:
+		spec.Pad = 1
+	case 2:
+		bad.Kind = bpf.ReadVector + 1
+	case 3:
+		bad.Arg = 6
+	case 4:
+		bad.Count = 255
+	case 5:
+		bad.Exit = 2
+	case 6:
+		bad.Max = uint16(len(bpf.Data{}.Bytes) + 1)
+	case 7:
+		bad.Kind, bad.Exit = bpf.ReadReturned, 0
+	default:
+		return spec, true
+	}
+	return spec, false
+}
+
 // race arms a VM and closes it again while other threads use its descriptor, which may be
 // gone or another VM's by then. In the middle of it, it calls halfway.
 func race(t *testing.T, kvm int, halfway func()) {
@@ -385,7 +460,11 @@ func race(t *testing.T, kvm int, halfway func()) {
 			for !done.Load() {
 				made[i]++
 				fd := int(newest.Load())
-				switch r.IntN(4) {
+				switch r.IntN(5) {
+				case 4:
+					spec, _ := randomData(r)
+					_, errno := ioctl(fd, bpf.IocSetData, unsafe.Pointer(spec))
+					allowed("set data", errno, unix.EINVAL, unix.EBADF, unix.ENOTTY)
 				case 0:
 					l, _ := randomLayout(r, lstar.Load())
 					_, errno := ioctl(fd, bpf.IocSetLayout, unsafe.Pointer(&l))

@@ -207,6 +207,7 @@ func TestLife(t *testing.T) {
 	t.Run("holder killed", func(t *testing.T) { testHolderKilled(t, g) })
 	t.Run("bad arguments", func(t *testing.T) { testBadArguments(t, g) })
 	t.Run("random layouts", func(t *testing.T) { testRandomLayouts(t, g) })
+	t.Run("random reads", func(t *testing.T) { testRandomData(t, g) })
 	t.Run("races", func(t *testing.T) { race(t, kvmOf(t, g), func() {}) })
 	t.Run("unloaded and loaded", func(t *testing.T) { testReload(t, g) })
 	endLoad(t, g)

@@ -34,6 +34,8 @@ func callOf(ev *bpf.Event) decode.Call {
 // decoder decodes events in their order. The zero value is ready.
 type decoder struct {
 	call decode.Call
+	// pieces are what the arguments of the event point to that is decoded now.
+	pieces []decode.Piece
 	// waiting are the arguments of calls whose return value is shown according to them.
 	waiting map[thread][6]uint64
 }
@@ -41,6 +43,7 @@ type decoder struct {
 // appendArgs appends the arguments of an enter.
 func (d *decoder) appendArgs(dst []byte, ev *bpf.Event) []byte {
 	d.call = callOf(ev)
+	d.call.Pieces = d.pieces
 	dst = d.call.AppendArgs(dst)
 	if ev.Identified() && decode.ReturnNeedsArgs(d.call.Table, d.call.Nr) {
 		if d.waiting == nil || len(d.waiting) == maxThreads {
@@ -60,4 +63,27 @@ func (d *decoder) appendReturn(dst []byte, ev *bpf.Event) []byte {
 		delete(d.waiting, key)
 	}
 	return d.call.AppendReturn(dst, returned(ev))
+}
+
+// appendLeft appends what the call of an exit left where its arguments point to: nothing if
+// that is not known.
+func (d *decoder) appendLeft(dst []byte, ev *bpf.Event) []byte {
+	if len(d.pieces) == 0 {
+		return dst
+	}
+	d.call = callOf(ev)
+	d.call.Pieces = d.pieces
+	return d.call.AppendLeft(dst)
+}
+
+// with returns what appendEvent appends while d has what the arguments of data point to.
+func (d *decoder) with(data *bpf.Data, dst []byte, appendEvent func(dst []byte, ev *bpf.Event) []byte) []byte {
+	data.Pieces(func(p bpf.Piece, bytes []byte) {
+		d.pieces = append(d.pieces, decode.Piece{
+			Arg: int(p.Arg), Kind: p.Kind, Bytes: bytes, Cut: p.Flags&bpf.PieceCut != 0, Fault: p.Flags&bpf.PieceFault != 0,
+		})
+	})
+	dst = appendEvent(dst, &data.Head)
+	d.pieces = d.pieces[:0]
+	return dst
 }

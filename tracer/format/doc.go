@@ -4,8 +4,10 @@
 //
 // [Text] writes one line per event, much like strace:
 //
-//	cat[312/312]                     openat(AT_FDCWD, 0x7ffd5b1c0f10, O_RDONLY|O_CLOEXEC)
+//	cat[312/312]                     openat(AT_FDCWD, "/etc/hostname", O_RDONLY|O_CLOEXEC)
 //	cat[312/312]                     ... openat = 3
+//	cat[312/312]                     read(3, 0x7ffd5b1c0e90, 4096)
+//	cat[312/312]                     ... read("guest1\n") = 7
 //	cat[312/312]                     ... openat = -1 ENOENT (No such file or directory)
 //	cat[312/312]                     ... openat = ?
 //	[no identity]                    getpid@32()
@@ -17,7 +19,7 @@
 // The brackets hold the process's and the thread's id, as the guest's initial pid
 // namespace has them. A call of another table than the 64-bit one has a suffix, @32 or @x32,
 // and one that was not made by SYSCALL another: :sysenter, :int80, or :int80_64 for INT 0x80
-// in 64-bit code. A return value that is not known is a question mark. Arguments and return
+// in 64-bit code. What a call left in memory stands before what it returned. A return value that is not known is a question mark. Arguments and return
 // values are those of package decode, or numbers as the guest has them:
 //
 //	cat[312/312]                     openat(0xffffff9c, 0x7ffd5b1c0f10, 0x80000, 0x0)
@@ -52,6 +54,13 @@
 //	          returned is not known, time is later; else absent
 //	ret       the return value of an exit; absent when it is not known
 //	errno     the error's name, when ret is one
+//	data      what arguments point to, of an enter, or what the call left there, of an exit:
+//	          a list of objects with arg, which argument, from 0; kind, "string", "strings",
+//	          "vector" or "bytes"; bytes; cut, true if there was more; fault, true if they
+//	          end where memory could not be read. Each of strings has a NUL behind it and
+//	          a byte, 1 if it was cut; of each part of a vector there are base, length and
+//	          how many bytes follow, in 8 bytes each. Absent if nothing was read
+//	left      what the call left there, as text shows it; only if [JSON.Decode] is set
 //	text      the arguments of an enter or the return value of an exit, as text shows
 //	          them; only if [JSON.Decode] is set
 //	ip, sp    the user's instruction pointer after the call, and stack pointer; ip is
@@ -86,6 +95,6 @@
 // A "summary" record has type, delivered and the same object, and unjudged: of how many events
 // it was not known whether they pass the filter.
 //
-// A thread's name is the guest's to choose. In both formats a byte that is not part of a
+// A thread's name is the guest's to choose, and so is its memory. In both formats a byte that is not part of a
 // printable character is written \xNN, and a backslash \\.
 package format

@@ -23,6 +23,8 @@ const maxErrno = 4095
 // buffer. Events are appended without an allocation if the buffer has room.
 type Formatter interface {
 	AppendEvent(dst []byte, ev *bpf.Event) []byte
+	// AppendData appends an event with what its call's arguments point to.
+	AppendData(dst []byte, d *bpf.Data) []byte
 	AppendProcess(dst []byte, p *bpf.Process) []byte
 	AppendLost(dst []byte, l tracer.Lost) []byte
 	AppendSummary(dst []byte, s tracer.Summary) []byte

@@ -81,6 +81,10 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 			f.text = f.decoder.appendReturn(f.text[:0], ev)
 			dst = append(appendJSONEscaped(append(dst, `,"text":"`...), f.text), '"')
 		}
+		if f.Decode && len(f.decoder.pieces) > 0 {
+			f.text = f.decoder.appendLeft(f.text[:0], ev)
+			dst = append(appendJSONEscaped(append(dst, `,"left":"`...), f.text), '"')
+		}
 	} else {
 		sep := `,"args":["`
 		for _, arg := range ev.Args {
@@ -93,10 +97,52 @@ func (f *JSON) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 			dst = append(appendJSONEscaped(append(dst, `,"text":"`...), f.text), '"')
 		}
 	}
+	dst = f.appendPieces(dst)
 	dst = appendHexField(dst, `,"ip":"`, ev.Ip)
 	dst = appendHexField(dst, `,"sp":"`, ev.Sp)
 	dst = appendHexField(dst, `,"cr3":"`, ev.Cr3)
 	return append(dst, "}\n"...)
+}
+
+// AppendData appends what AppendEvent does, with "data".
+func (f *JSON) AppendData(dst []byte, d *bpf.Data) []byte {
+	return f.decoder.with(d, dst, f.AppendEvent)
+}
+
+// appendPieces appends what arguments of the event point to.
+func (f *JSON) appendPieces(dst []byte) []byte {
+	if len(f.decoder.pieces) == 0 {
+		return dst
+	}
+	sep := `,"data":[`
+	for i := range f.decoder.pieces {
+		p := &f.decoder.pieces[i]
+		dst = strconv.AppendInt(append(append(dst, sep...), `{"arg":`...), int64(p.Arg), 10)
+		dst = append(append(append(dst, `,"kind":"`...), kindName(p.Kind)...), `","bytes":"`...)
+		f.text = appendName(f.text[:0], p.Bytes)
+		dst = append(appendJSONEscaped(dst, f.text), '"')
+		if p.Cut {
+			dst = append(dst, `,"cut":true`...)
+		}
+		if p.Fault {
+			dst = append(dst, `,"fault":true`...)
+		}
+		dst, sep = append(dst, '}'), ","
+	}
+	return append(dst, ']')
+}
+
+// kindName names what a piece is.
+func kindName(kind uint8) string {
+	switch kind {
+	case bpf.ReadString:
+		return "string"
+	case bpf.ReadStrings:
+		return "strings"
+	case bpf.ReadVector:
+		return "vector"
+	}
+	return "bytes"
 }
 
 // AppendProcess appends a "process" record.

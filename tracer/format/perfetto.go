@@ -32,6 +32,7 @@ type Perfetto struct {
 	processes map[process]uint64
 	uuids     uint64 // of tracks, given so far
 	call      decode.Call
+	decoder   decoder // only its pieces
 }
 
 var _ Formatter = (*Perfetto)(nil)
@@ -115,6 +116,9 @@ func (f *Perfetto) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 			f.call.Args = t.call.Args
 			args = appendAnnotation(args, "return", string(f.call.AppendReturn(nil, returned(ev))))
 		}
+		if left := f.decoder.appendLeft(nil, ev); len(left) > 0 {
+			args = appendAnnotation(args, "left", string(left))
+		}
 		if ev.Deferred() {
 			args = appendAnnotation(args, "deferred", "the time is that of the thread's next call")
 		}
@@ -129,7 +133,9 @@ func (f *Perfetto) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		dst = appendTrackEvent(dst, ev.Time, typeSliceEnd, t.uuid, "", nil)
 	}
 	t.call = callOf(ev)
+	t.call.Pieces = f.decoder.pieces
 	args := appendAnnotation(nil, "arguments", string(t.call.AppendArgs(nil)))
+	t.call.Pieces = nil
 	switch syscalls.Name(t.call.Table, t.call.Nr) {
 	case "exit", "exit_group": // they do not return
 		delete(f.threads, threadOf(ev))
@@ -137,6 +143,11 @@ func (f *Perfetto) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 	}
 	t.open = true
 	return appendTrackEvent(dst, ev.Time, typeSliceBegin, t.uuid, name, args)
+}
+
+// AppendData appends what AppendEvent does, with annotations of what arguments point to.
+func (f *Perfetto) AppendData(dst []byte, d *bpf.Data) []byte {
+	return f.decoder.with(d, dst, f.AppendEvent)
 }
 
 // AppendProcess appends the name of a process: its executable, if that is known.

@@ -63,6 +63,7 @@ func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		dst = appendWho(dst, ev)
 		dst = append(dst, "... "...)
 		dst = f.appendCall(dst, ev)
+		dst = f.decoder.appendLeft(dst, ev)
 		dst = append(dst, " = "...)
 		if !ev.RetKnown() {
 			return append(dst, "?\n"...)
@@ -91,6 +92,11 @@ func (f *Text) AppendEvent(dst []byte, ev *bpf.Event) []byte {
 		dst = f.decoder.appendArgs(dst, ev)
 	}
 	return append(dst, ")\n"...)
+}
+
+// AppendData appends one line.
+func (f *Text) AppendData(dst []byte, d *bpf.Data) []byte {
+	return f.decoder.with(d, dst, f.AppendEvent)
 }
 
 // appendRawArgs appends as many arguments as the call takes, as numbers.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -270,6 +271,32 @@ func (c *Config) validate(report func(key, format string, args ...any)) {
 			report(bound.key, "%d is not in %d to %d", bound.n, bound.least, bound.most)
 		}
 	}
+}
+
+// LiveKeys are those whose change holds as soon as the configuration is read again. The others
+// make what is there once: sockets, connections, maps of the kernel.
+var LiveKeys = []string{"api.admin_group", "trace.ring_bytes", "guest.resolve_timeout", "log.level"}
+
+// SetLive takes the values of [LiveKeys] from other.
+func (c *Config) SetLive(other *Config) {
+	theirs := other.fields()
+	for i, f := range c.fields() {
+		if slices.Contains(LiveKeys, f.name()) {
+			f.value.Set(theirs[i].value)
+		}
+	}
+}
+
+// Changed returns the keys, as "section.key", that other has other values of.
+func (c *Config) Changed(other *Config) []string {
+	var keys []string
+	theirs := other.fields()
+	for i, f := range c.fields() {
+		if !f.value.Equal(theirs[i].value) {
+			keys = append(keys, f.name())
+		}
+	}
+	return keys
 }
 
 // field is a key of the configuration.

@@ -31,9 +31,10 @@ may have any of the keys; of a key that several have, the last one counts. A key
 are errors, and fraild does not start. With --config FILE the file is that one, and its drop-ins are beside it.
 
 `+"`frail config check`"+` reads what fraild would read. It prints each key's value and the place that it is from, or every
-error with its file and line. fraild reads its configuration when it starts: after a change, restart it. The guests go on,
-untraced in between.
-`, "`"+DefaultPath+"`")
+error with its file and line. `+"`systemctl reload fraild`"+` makes fraild read it again. What
+has changed of `+"`%s`"+` holds at once; of other keys it takes a restart, and the journal says so.
+The guests go on then, untraced in between. With a mistake in it, what was read before holds.
+`, "`"+DefaultPath+"`", strings.Join(LiveKeys, "`, `"))
 	var keys, text []string                             // of the paragraph that is read
 	_, body, _ := strings.Cut(packaging.Config, "\n\n") // after the file's own comment
 	for line := range strings.SplitSeq(body, "\n") {

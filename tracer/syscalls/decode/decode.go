@@ -17,6 +17,8 @@ type Call struct {
 	// Nr is the call's number, for x32 with bit 30 or without.
 	Nr   int64
 	Args [6]uint64
+	// Pieces are what arguments point to, as far as that is known.
+	Pieces []Piece
 }
 
 // argument appends the text of the i-th argument of a call, or nothing if the call does not
@@ -42,9 +44,11 @@ func signature(t syscalls.Table, nr int64) []argument {
 	return calls64[name]
 }
 
+// firstX32 is the first of x32's calls that it shares with i386.
+const firstX32 = 512
+
 // narrow reports whether the kernel takes 32 bits of each argument.
 func (c *Call) narrow() bool {
-	const firstX32 = 512 // the first of those that x32 shares with i386
 	return c.Table == syscalls.I386 || c.Table == syscalls.X32 && c.Nr&^bpf.X32Bit >= firstX32
 }
 
@@ -278,8 +282,7 @@ type dependent func(dst []byte, c *Call, i int) []byte
 
 func (f dependent) append(dst []byte, c *Call, i int) []byte { return f(dst, c, i) }
 
-// pointer is the address of something in the guest's memory. Events do not carry that
-// memory: when they do, a pointer writes what it points to, if that is there.
+// pointer is the address of something in the guest's memory.
 type pointer struct{}
 
 func (pointer) append(dst []byte, c *Call, i int) []byte {
@@ -289,10 +292,4 @@ func (pointer) append(dst []byte, c *Call, i int) []byte {
 	return appendHex(dst, c.Args[i])
 }
 
-// text is a pointer to a string that a NUL byte ends, such as a path.
-type text struct{ pointer }
-
-var (
-	ptr pointer
-	str text
-)
+var ptr pointer

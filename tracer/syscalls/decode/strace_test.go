@@ -4,6 +4,7 @@ package decode
 
 import (
 	"bytes"
+	hexadecimal "encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -28,24 +29,33 @@ type vector struct {
 	name string
 }
 
+// memoryAt is where the program has its memory.
+const memoryAt = 0x10000000
+
 // straced runs the calls under strace, which keeps them from happening, and returns its
 // text for each, without the return value.
 func straced(t *testing.T, table syscalls.Table, vectors []vector, inject string, more ...string) []string {
 	t.Helper()
+	return stracedWith(t, table, nil, vectors, inject, more...)
+}
+
+// stracedWith does it with these bytes in the program's memory.
+func stracedWith(t *testing.T, table syscalls.Table, memory []byte, vectors []vector, inject string, more ...string) []string {
+	t.Helper()
 	const most = 1000 // 7000 arguments of at most 17 bytes
 	var lines []string
 	for part := range slices.Chunk(vectors, most) {
-		lines = append(lines, stracedPart(t, table, part, inject, more...)...)
+		lines = append(lines, stracedPart(t, table, memory, part, inject, more...)...)
 	}
 	return lines
 }
 
 var aside = regexp.MustCompile(`^(\[ Process |\+\+\+ |--- SIG|exit_group\(0\))`)
 
-func stracedPart(t *testing.T, table syscalls.Table, vectors []vector, inject string, more ...string) []string {
+func stracedPart(t *testing.T, table syscalls.Table, memory []byte, vectors []vector, inject string, more ...string) []string {
 	t.Helper()
 	args := []string{"-o", filepath.Join(t.TempDir(), "out"), "-e", "inject=!execve,exit_group:" + inject}
-	args = append(append(args, more...), program(t, table))
+	args = append(append(args, more...), program(t, table), hexadecimal.EncodeToString(memory))
 	for _, v := range vectors {
 		nr := v.Nr
 		if table == syscalls.X32 {
@@ -104,7 +114,7 @@ func program(t *testing.T, table syscalls.Table) string {
 		return bin
 	}
 	cmd := exec.Command("gcc", width, "-O1", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-fno-stack-protector",
-		"-o", bin, "testdata/calls.c")
+		"-Wl,--section-start=.memory=0x10000000", "-o", bin, "testdata/calls.c")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("gcc: %v\n%s", err, msg)
 	}
@@ -129,7 +139,7 @@ func vectors(table syscalls.Table) []vector {
 		}
 		add := func(i int, values ...uint64) {
 			for _, v := range values {
-				c := vector{Call{table, int64(nr), [6]uint64{unmapped, unmapped, unmapped, unmapped, unmapped, unmapped}}, name}
+				c := vector{Call{Table: table, Nr: int64(nr), Args: [6]uint64{unmapped, unmapped, unmapped, unmapped, unmapped, unmapped}}, name}
 				c.Args[i] = v
 				vs = append(vs, c)
 			}
@@ -149,7 +159,7 @@ func vectors(table syscalls.Table) []vector {
 				if !arg.long {
 					add(i, 1<<40|1) // of which a half is in use
 				}
-			case pointer, text:
+			case pointer, *memory:
 				add(i, 0, 1<<63)
 			default:
 				add(i, 1, 2, 9, 0o644, 1<<31, 1<<32-1, 1<<32-100, 1<<33|5, 1<<63|5, 1<<64-1)
@@ -272,7 +282,7 @@ func TestReturnsLikeStrace(t *testing.T) {
 func TestErrorsLikeStrace(t *testing.T) {
 	needStrace(t)
 	for errno := 1; errno <= 133; errno++ {
-		v := vector{Call{syscalls.X86_64, unix.SYS_CLOSE, [6]uint64{1}}, "close"}
+		v := vector{Call{Table: syscalls.X86_64, Nr: unix.SYS_CLOSE, Args: [6]uint64{1}}, "close"}
 		line := straced(t, syscalls.X86_64, []vector{v}, fmt.Sprintf("error=%d", errno))[0]
 		_, want, _ := strings.Cut(strings.TrimSuffix(line, " (INJECTED)"), " = ")
 		if got := string(v.AppendReturn(nil, -int64(errno))); got != want {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Makes the system calls that its arguments say, seven hexadecimal numbers for each: the
- * call's number and its arguments. It has no C library, so it makes no others but
- * exit_group at its end.
+ * call's number and its arguments. Before them stands what is in its memory at 0x10000000,
+ * in hexadecimal digits. It has no C library, so it makes no others but exit_group at its
+ * end.
  */
 typedef unsigned long ul;
 
@@ -30,17 +31,28 @@ __asm__("call:	push %ebp; push %ebx; push %esi; push %edi; mov 20(%esp), %eax;"
 __asm__(".globl _start\n_start: mov %esp, %eax; push %eax; call run");
 #endif
 
+__attribute__((section(".memory"))) unsigned char memory[1 << 16] = { 1 };
+
+static ul digit(char c)
+{
+	return c <= '9' ? c - '0' : c - 'a' + 10;
+}
+
 __attribute__((used)) void run(ul *stack)
 {
-	ul args = stack[0] - 1;
-	char **arg = (char **)(stack + 2);
+	ul args = stack[0] - 2;
+	char **arg = (char **)(stack + 3);
+	const char *hex = arg[-1];
 	ul a[7] = { 0 };
+
+	for (ul i = 0; hex[2 * i] && hex[2 * i + 1]; i++)
+		memory[i] = digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]);
 
 	for (; args >= 7; args -= 7) {
 		for (int i = 0; i < 7; i++) {
 			a[i] = 0;
 			for (const char *s = *arg++; *s; s++)
-				a[i] = a[i] << 4 | (*s <= '9' ? *s - '0' : *s - 'a' + 10);
+				a[i] = a[i] << 4 | digit(*s);
 		}
 		call(a);
 	}
